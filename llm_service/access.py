@@ -1,0 +1,66 @@
+"""Who may open a WebSocket: which web origins, and which keys.
+
+Pure. A browser sends the Origin of the page that opens a socket and nobody else can be trusted to; a client
+that sends none is no browser page, and other sites cannot make it connect.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Iterable, Sequence
+
+SUBPROTOCOL = "fasttalk"
+# Browsers cannot set headers on a WebSocket: there the key is offered as a second subprotocol.
+KEY_SUBPROTOCOL_PREFIX = "fasttalk.api-key."
+
+
+class AccessPolicy:
+    """The allowlists of one service.
+
+    `allowed_origins` are exact (`scheme://host[:port]`), or `*` for any. The loopback origins on `port` are
+    always allowed: pages the service itself serves come from there, and a foreign name cannot be rebound to
+    them. The Host header is never asked, since an attacker's page chooses it.
+    """
+
+    def __init__(self, *, api_keys: Iterable[str] = (), allowed_origins: Iterable[str] = (), port: int) -> None:
+        self._digests = tuple(_digest(key) for key in api_keys)
+        own = {f"http://{host}:{port}" for host in ("localhost", "127.0.0.1", "[::1]")}
+        self._origins = frozenset(allowed_origins) | own
+
+    @property
+    def needs_key(self) -> bool:
+        return bool(self._digests)
+
+    def allows_origin(self, origins: Sequence[str]) -> bool:
+        """Whether a handshake with these Origin headers may go on: none at all, or one that is allowed."""
+        if not origins:
+            return True
+        return len(origins) == 1 and ("*" in self._origins or origins[0] in self._origins)
+
+    def accepts_key(self, key: str | None) -> bool:
+        """Whether the key is one of ours; takes as long for a wrong one as for a right one."""
+        if not self._digests:
+            return True
+        digest = _digest(key or "")
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        return bool(key) and any(matches)
+
+
+def key_from_handshake(headers: Iterable[tuple[bytes, bytes]], subprotocols: Iterable[str]) -> str | None:
+    """Return the key a handshake carries: `Authorization: Bearer`, `X-API-Key` or a subprotocol.
+
+    Query strings are not looked at: they end in the logs of every proxy on the way.
+    """
+    for name, value in headers:
+        if name == b"authorization" and value[:7].lower() == b"bearer ":
+            return value[7:].strip().decode("latin-1")
+        if name == b"x-api-key":
+            return value.strip().decode("latin-1")
+    for offered in subprotocols:
+        if offered.startswith(KEY_SUBPROTOCOL_PREFIX):
+            return offered.removeprefix(KEY_SUBPROTOCOL_PREFIX)
+    return None
+
+
+def _digest(key: str) -> bytes:
+    # Digests are of one length, so that comparing tells nothing about a key's.
+    return hashlib.sha256(key.encode()).digest()

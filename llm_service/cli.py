@@ -1,0 +1,174 @@
+"""The command line: `python main.py {websocket,chat,test,config}`.
+
+The one place that reads the process's environment and arguments.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dotenv import dotenv_values
+
+from llm_service import __version__
+from llm_service.config import Settings, shown
+from llm_service.errors import FastTalkError
+
+# Options of `websocket` that stand for a variable; the option wins.
+OPTIONS = {
+    "host": "LLM_HOST",
+    "port": "LLM_PORT",
+    "monitoring_port": "LLM_MONITORING_PORT",
+    "model": "LLM_MODEL",
+    "provider": "LLM_PROVIDER",
+    "log_level": "LOG_LEVEL",
+    "workers": "NUM_WORKERS",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit with its status: 0 fine, 1 failed, 2 wrongly called."""
+    options = _parser().parse_args(sys.argv[1:] if arguments is None else arguments)
+    try:
+        status = options.run(options)
+    except FastTalkError as error:
+        print(f"error: {error.message}", file=sys.stderr)  # noqa: T201
+        status = 1
+    except KeyboardInterrupt:
+        status = 130
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; what is left in the buffer must not fail at exit again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    sys.exit(status)
+
+
+def environment(options: argparse.Namespace) -> dict[str, str]:
+    """Return the variables that count: the file `.env` here, over it the process's, over them the options."""
+    file = {name: value for name, value in dotenv_values(Path(".env")).items() if value is not None}
+    given = {variable: str(value) for name, variable in OPTIONS.items() if (value := getattr(options, name, None))}
+    return file | dict(os.environ) | given
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="main.py", description="The FastTalk LLM service.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    websocket = commands.add_parser("websocket", help="run the service")
+    websocket.add_argument("--host", help="address to listen on (LLM_HOST)")
+    websocket.add_argument("--port", type=int, help="WebSocket and HTTP port (LLM_PORT)")
+    websocket.add_argument("--monitoring-port", type=int, help="monitoring port (LLM_MONITORING_PORT)")
+    websocket.add_argument("--model", help="model to generate with (LLM_MODEL)")
+    websocket.add_argument("--provider", help="auto, ollama, openai, vllm, llama_cpp or scripted (LLM_PROVIDER)")
+    websocket.add_argument("--log-level", help="DEBUG, INFO, WARNING, ERROR or CRITICAL (LOG_LEVEL)")
+    websocket.add_argument("--workers", type=int, help="processes that share the port (NUM_WORKERS)")
+    websocket.add_argument("--reload", action="store_true", help="start anew when a source file changes")
+    websocket.set_defaults(run=_websocket)
+
+    chat = commands.add_parser("chat", help="talk to a running service in the terminal")
+    chat.add_argument("--url", help="its WebSocket (default: ws://localhost:LLM_PORT/ws/llm)")
+    chat.add_argument("--once", metavar="TEXT", help="ask this, print the answer and leave")
+    chat.add_argument("--system", metavar="TEXT", help="system prompt of the session")
+    chat.set_defaults(run=_chat)
+
+    test = commands.add_parser("test", help="check engine, model and one real generation")
+    test.add_argument("--model", help="model to check (LLM_MODEL)")
+    test.add_argument("--provider", help="provider to check (LLM_PROVIDER)")
+    test.set_defaults(run=_test)
+
+    config = commands.add_parser("config", help="show the configuration")
+    config.add_argument("--show", action="store_true", help="show it (also without this option)")
+    config.add_argument("--format", choices=("text", "json"), default="text")
+    config.set_defaults(run=_config)
+    return parser
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    return Settings.load(environment(options))
+
+
+# What a command needs is imported when it runs: a start takes no longer than what it starts.
+
+
+def _websocket(options: argparse.Namespace) -> int:
+    if options.reload:
+        return _reload(options)
+    variables = environment(options)
+    settings = Settings.load(variables)
+    with contextlib.ExitStack() as stack:
+        if settings.num_workers > 1:
+            # prometheus_client reads this when it is imported: the workers write their figures there, and
+            # the one that is asked adds them up.
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = stack.enter_context(tempfile.TemporaryDirectory())
+        from llm_service import running
+
+        return running.run(settings)
+
+
+def _reload(options: argparse.Namespace) -> int:
+    import watchfiles
+
+    arguments = ["websocket"]
+    for name in OPTIONS:
+        if (value := getattr(options, name)) is not None:
+            arguments += [f"--{name.replace('_', '-')}", str(value)]
+    source = Path(__file__).parent
+    watchfiles.run_process(source, target=main, args=(arguments,), sigint_timeout=3, callback=_say_reload)
+    return 0
+
+
+def _say_reload(_: object) -> None:
+    print("reloading: the source changed", file=sys.stderr)  # noqa: T201
+
+
+def _chat(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from llm_service.terminal_chat import Chat, ChatClient, ask_once
+
+    settings = _settings(options)
+    keys = [key.get_secret_value() for key in settings.api_keys]
+    client = ChatClient(
+        options.url or f"ws://localhost:{settings.llm_port}/ws/llm",
+        api_key=keys[0] if keys else "",
+        system_prompt=options.system,
+    )
+    if options.once is not None:
+        return asyncio.run(ask_once(client, options.once, Console(), Console(stderr=True)))
+    return Chat(client, Console()).run()
+
+
+def _test(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from llm_service import log
+    from llm_service.self_check import self_check
+
+    settings = _settings(options)
+    log.configure("WARNING", settings.log_format)
+    return 0 if asyncio.run(self_check(settings, Console())) else 1
+
+
+def _config(options: argparse.Namespace) -> int:
+    values = shown(_settings(options))
+    as_json = options.format == "json"
+    print(json.dumps(values, indent=2, ensure_ascii=False) if as_json else _table(values))  # noqa: T201
+    return 0
+
+
+def _table(values: Mapping[str, object]) -> str:
+    rule = "=" * 60
+    lines = [f"{name:<30}: {_text(value)}" for name, value in values.items()]
+    return "\n".join(["", rule, "FastTalk LLM Service Configuration", rule, *lines, rule])
+
+
+def _text(value: object) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return "" if value is None else str(value)

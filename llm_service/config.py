@@ -1,0 +1,242 @@
+"""Every setting of the service: its environment variable, default, unit and bounds.
+
+The variable of a field is its name in capitals: `llm_port` is LLM_PORT. No other module names one.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from llm_service.errors import ConfigurationError
+
+Provider = Literal["auto", "ollama", "openai", "vllm", "llama_cpp", "scripted"]
+ComputeDevice = Literal["auto", "cuda", "cpu", "mps"]
+
+Port = Annotated[int, Field(ge=1024, le=65535)]
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+HttpUrl = Annotated[str, Field(pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$")]
+CommaSeparated = Annotated[tuple[str, ...], NoDecode]
+CommaSeparatedSecrets = Annotated[tuple[SecretStr, ...], NoDecode]
+
+
+class Settings(BaseSettings):
+    """The whole configuration, read once and never changed.
+
+    Made by `Settings.load`, so that nothing but the command line knows where the values come from.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
+
+    # What generates
+    llm_provider: Provider = Field("auto", description="auto: Ollama if it has the model, else the embedded llama.cpp")
+    llm_model: str = Field(
+        "llama3.2:1b",
+        min_length=1,
+        max_length=512,
+        pattern=r"^[^\x00-\x1f\x7f]+$",
+        description="a model of the provider; for llama_cpp a .gguf file or owner/repo:file.gguf",
+    )
+    allowed_models: CommaSeparated = Field((), description="further models that a session may ask for, comma-separated")
+    ollama_base_url: HttpUrl = Field("http://localhost:11434", description="where Ollama listens")
+    ollama_keep_alive: str = Field(
+        "5m",
+        pattern=r"^(-1|0|\d{1,9}|(\d{1,9}(\.\d+)?(ms|s|m|h))+)$",
+        description="how long Ollama keeps the model loaded after a request; -1: always",
+    )
+    ollama_timeout: Seconds = Field(600.0, description="seconds Ollama may be silent before a response fails")
+    openai_base_url: HttpUrl = Field(
+        "http://localhost:8080/v1",
+        validation_alias=AliasChoices("openai_base_url", "vllm_base_url"),
+        description="an OpenAI-compatible API: vLLM, llama-server, LM Studio, TGI",
+    )
+    openai_api_key: SecretStr = Field(
+        SecretStr(""),
+        validation_alias=AliasChoices("openai_api_key", "vllm_api_key"),
+        description="sent to that API as the bearer token",
+    )
+    openai_timeout: Seconds = Field(
+        600.0,
+        validation_alias=AliasChoices("openai_timeout", "vllm_timeout"),
+        description="seconds that API may be silent before a response fails",
+    )
+    connect_timeout: Seconds = Field(5.0, description="seconds to reach an engine")
+    model_path: str = Field("models", description="folder for GGUF files: names are looked up and downloads kept there")
+    llama_cpp_parallel: int = Field(2, ge=1, le=64, description="responses the embedded llama.cpp generates at once")
+    scripted_tokens_per_second: float = Field(50.0, gt=0, le=1_000_000, description="speed of the scripted engine")
+
+    # Where it runs
+    compute_device: ComputeDevice = Field("auto", description="auto takes cuda, then mps, then cpu")
+    gpu_device_id: int = Field(0, ge=0, le=63, description="which GPU, counted as CUDA counts them")
+    cuda_visible_devices: str | None = Field(None, description="the GPUs CUDA may use; read by CUDA itself, too")
+    num_threads: int | None = Field(
+        None, ge=1, le=1024, description="CPU threads of the engine; empty: this machine's physical cores"
+    )
+
+    # Defaults of a session
+    system_prompt: str = Field("", max_length=65_536, description="used by sessions that bring none")
+    default_temperature: float = Field(
+        0.7, ge=0, le=2, allow_inf_nan=False, description="0: always the likeliest token"
+    )
+    default_max_tokens: int = Field(2048, ge=1, le=1_000_000, description="longest answer, in tokens")
+    default_context_window: int = Field(8192, ge=256, le=10_000_000, description="tokens of prompt and answer together")
+    default_top_p: float = Field(0.9, ge=0, le=1, allow_inf_nan=False, description="nucleus sampling")
+    default_top_k: int = Field(40, ge=1, le=1000, description="choose among this many tokens")
+
+    # The server
+    llm_host: str = Field("0.0.0.0", min_length=1, description="address of the WebSocket and HTTP port")  # noqa: S104
+    llm_port: Port = Field(8000, description="WebSocket and HTTP port")
+    llm_monitoring_host: str = Field("127.0.0.1", min_length=1, description="address of the monitoring port")
+    llm_monitoring_port: Port = Field(9092, description="health, metrics and info")
+    llm_max_connections: int = Field(50, ge=1, le=100_000, description="WebSocket clients at once, per worker")
+    num_workers: int = Field(1, ge=1, le=256, description="processes that share the port")
+    drain_timeout: Seconds = Field(30.0, description="seconds that running responses get to finish at shutdown")
+
+    # Sessions
+    session_timeout: Seconds = Field(3600.0, description="seconds of silence after which a session ends")
+    max_history_length: int = Field(50, ge=1, le=100_000, description="messages of a session that are kept")
+    max_queued_messages: int = Field(8, ge=1, le=1000, description="user messages that wait under on_busy=queue")
+    greeting_delay_ms: int = Field(
+        250, ge=0, le=60_000, description="how long a client may be silent before session_started is said to it"
+    )
+
+    # Who may come in, and with what
+    allowed_origins: CommaSeparated = Field(
+        (), description="web origins that may connect, comma-separated, or *; the service's own is always allowed"
+    )
+    api_keys: CommaSeparatedSecrets = Field((), description="comma-separated; empty: no key is asked for")
+    header_timeout: Seconds = Field(5.0, description="seconds for a request's headers to arrive")
+    first_message_timeout: Seconds = Field(10.0, description="seconds for a client's first message to arrive")
+    max_message_bytes: int = Field(65_536, ge=1024, le=16_777_216, description="longest WebSocket message")
+    max_invalid_messages: int = Field(100, ge=1, le=1_000_000, description="in a row, before the client is cut off")
+    max_pending_bytes: int = Field(
+        1_048_576, ge=65_536, le=1_073_741_824, description="unsent, before a slow client is cut off"
+    )
+    send_timeout: Seconds = Field(10.0, description="seconds a client may take nothing before it is cut off")
+    ping_interval: Seconds = Field(20.0, description="seconds between two pings")
+    ping_timeout: Seconds = Field(20.0, description="seconds a pong may take")
+
+    # Logs
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
+        "INFO", description="least severe to log"
+    )
+    log_format: Literal["console", "json"] = Field("console", description="for people or for machines")
+    log_path: str = Field("", description="folder for rotating log files; empty: standard error only")
+    log_prompts: bool = Field(False, description="write what users and models say into the log")
+
+    @field_validator("allowed_models", "allowed_origins", "api_keys", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            scheme, separator, rest = origin.partition("://")
+            if origin != "*" and not (separator and scheme and rest and "/" not in rest):
+                raise ValueError("each origin must be * or scheme://host[:port] without a path")
+        return tuple(origin.lower() for origin in value)
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take values from the caller alone: see `load`."""
+        return (init_settings,)
+
+    @classmethod
+    def load(cls, environment: Mapping[str, str]) -> "Settings":
+        """Read the settings from a mapping of environment variables; empty ones count as not given.
+
+        Raises:
+            ConfigurationError: naming each variable that is wrong, its value and what is allowed.
+        """
+        source = _MappingSource(cls, environment)
+        try:
+            return cls(**source())
+        except ValidationError as error:
+            lines = [_explain(details, environment) for details in error.errors(include_url=False)]
+            raise ConfigurationError("; ".join(lines)) from None
+
+    @property
+    def embedded_model_named(self) -> bool:
+        """Whether LLM_MODEL can only be meant for the embedded llama.cpp."""
+        return self.llm_model.lower().endswith(".gguf")
+
+    @property
+    def llm_model_given(self) -> bool:
+        """Whether somebody asked for this model by name."""
+        return "llm_model" in self.model_fields_set
+
+
+class _MappingSource(EnvSettingsSource):
+    """pydantic-settings' reader of environments, over a mapping in the place of the process's own."""
+
+    def __init__(self, settings_cls: type[BaseSettings], environment: Mapping[str, str]) -> None:
+        self._environment = environment
+        super().__init__(settings_cls)
+
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        return {name.lower(): value for name, value in self._environment.items() if value.strip() != ""}
+
+
+def variables() -> dict[str, FieldInfo]:
+    """Return every environment variable and its field, in the order of the documentation."""
+    return {name.upper(): field for name, field in Settings.model_fields.items()}
+
+
+def aliases(variable: str) -> tuple[str, ...]:
+    """Return the names under which a setting may be given; its own is the first and wins."""
+    choices = Settings.model_fields[variable.lower()].validation_alias
+    return tuple(str(name).upper() for name in choices.choices) if isinstance(choices, AliasChoices) else (variable,)
+
+
+def shown(settings: Settings) -> dict[str, Any]:
+    """Return the settings by variable, as JSON values, with secrets masked."""
+    values = settings.model_dump(mode="json")
+    return {name.upper(): _masked(value) if isinstance(value, str) else value for name, value in values.items()}
+
+
+def _explain(details: ErrorDetails, environment: Mapping[str, str]) -> str:
+    # pydantic names a setting by the first of its aliases, whichever was given.
+    names = aliases(str(details["loc"][0]).upper())
+    given = {name.upper(): value for name, value in environment.items() if value.strip()}
+    variable = next((name for name in names if name in given), names[0])
+    value = "********" if variable.endswith(("API_KEY", "API_KEYS")) else _printable(given.get(variable, ""))
+    context = details.get("ctx", {})
+    message = str(context["error"]) if "error" in context else details["msg"]
+    purpose = variables()[names[0]].description
+    return f"{variable}={value}: {message[0].lower()}{message[1:]} ({purpose})"
+
+
+def _masked(text: str) -> str:
+    """Hide the name and the password that a URL may carry."""
+    return re.sub(r"//[^/]*@", "//********@", text)
+
+
+def _printable(text: str, limit: int = 200) -> str:
+    """Make a value fit for a line of a terminal: short, masked, without control characters."""
+    whole = _masked(text)
+    line = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in whole[:limit])
+    return line if len(whole) <= limit else line + "…"

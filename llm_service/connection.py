@@ -1,0 +1,289 @@
+"""One WebSocket: its reader, its writer and the response that runs, in one TaskGroup.
+
+    client ──frames──▶ reader ──▶ session (decides) ──effects──▶ outbox ──▶ writer ──frames──▶ client
+                                     ▲                     │
+                                     └── deltas ── responder ◀── engine
+
+The reader never waits for the engine, so that `cancel` is read while tokens flow. Cancelling the responder's
+task closes the engine's generator, and with it the HTTP stream behind it.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from time import monotonic
+
+import structlog
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from llm_service import events
+from llm_service.engines.base import Engine
+from llm_service.errors import (
+    ClientError,
+    FastTalkError,
+    InternalError,
+    NoFirstMessage,
+    TooManyInvalidMessages,
+    Unauthorized,
+    UnsupportedFrame,
+)
+from llm_service.events import ClientMessage, StartSession
+from llm_service.generation import Delta, Finish
+from llm_service.metrics import Metrics
+from llm_service.outbox import SLOW_CLIENT, Outbox
+from llm_service.parsing import parse
+from llm_service.session import Effect, Generate, Send, Session, Stop
+from llm_service.session_manager import SessionManager
+
+# 3000-3499: connect again; 3500-3999: do not, before something was changed.
+SHUTDOWN = 3001
+TOO_MANY_INVALID = 3013
+BAD_KEY = 3500
+STALE = 3502
+
+# Seconds a slow client gets to take the closing frame before its TCP connection is dropped.
+CLOSE_GRACE = 0.5
+
+_log = structlog.get_logger(__name__)
+
+
+class ConnectionLimits:
+    """Times in seconds; see the settings of the same names."""
+
+    def __init__(
+        self,
+        *,
+        greeting_delay: float,
+        first_message_timeout: float,
+        send_timeout: float,
+        max_pending_bytes: int,
+        max_invalid_messages: int,
+    ) -> None:
+        self.greeting_delay = greeting_delay
+        self.first_message_timeout = first_message_timeout
+        self.send_timeout = send_timeout
+        self.max_pending_bytes = max_pending_bytes
+        self.max_invalid_messages = max_invalid_messages
+
+
+class Connection:
+    """Runs one session over one accepted WebSocket.
+
+    `accepts_key` is None for a client that needs no key or brought it in the handshake; otherwise its first
+    message must bring one that this callable takes. `note_error` hears of every error the client is told of;
+    `abort` drops the TCP connection.
+    """
+
+    def __init__(
+        self,
+        socket: WebSocket,
+        session: Session,
+        engine: Engine,
+        manager: SessionManager,
+        limits: ConnectionLimits,
+        metrics: Metrics,
+        *,
+        accepts_key: Callable[[str | None], bool] | None,
+        note_error: Callable[[events.ErrorBody], None],
+        abort: Callable[[], None],
+    ) -> None:
+        self._socket = socket
+        self._session = session
+        self._engine = engine
+        self._manager = manager
+        self._limits = limits
+        self._metrics = metrics
+        self._accepts_key = accepts_key
+        self._note_error = note_error
+        self._abort = abort
+        self._outbox = Outbox(self._send_text, self._send_close, max_bytes=limits.max_pending_bytes)
+        self._opened_at = monotonic()
+        self._heard = False
+        self._invalid_in_a_row = 0
+        self._draining = False
+        self._tasks: asyncio.TaskGroup | None = None
+        self._responder: asyncio.Task[None] | None = None
+        self._one_at_a_time = asyncio.Lock()
+        self._cut_at: float | None = None
+        self._stopped_at: float | None = None
+
+    def __repr__(self) -> str:
+        return f"<Connection: {self._session!r}, {self._outbox!r}>"
+
+    @property
+    def session(self) -> Session:
+        return self._session
+
+    async def run(self) -> None:
+        """Serve the client until it leaves or is cut off; no task outlives this call."""
+        greeting: asyncio.TimerHandle | None = None
+        try:
+            with structlog.contextvars.bound_contextvars(session_id=self._session.id):
+                async with asyncio.TaskGroup() as tasks:
+                    self._tasks = tasks
+                    reader = tasks.create_task(self._read())
+                    writer = tasks.create_task(self._write())
+                    if self._accepts_key is None:
+                        loop = asyncio.get_running_loop()
+                        greeting = loop.call_later(self._limits.greeting_delay, self._greet)
+                    await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+                    self._carry_out(self._session.disconnect())
+                    reader.cancel()
+                    writer.cancel()
+        finally:
+            if greeting is not None:
+                greeting.cancel()
+
+    def watch(self, now: float) -> None:
+        """Cut the connection off if the client is too slow, silent or gone; called about twice a second."""
+        limits = self._limits
+        if self._cut_at is not None:
+            if now - self._cut_at > CLOSE_GRACE:
+                self._abort()
+        elif self._outbox.overfull or self._outbox.stalled_seconds(now) > limits.send_timeout:
+            self._cut_off(now)
+        elif not self._heard and now - self._opened_at > limits.first_message_timeout:
+            error = NoFirstMessage(
+                f"no message came within {limits.first_message_timeout:g} seconds; connect again and begin with "
+                "start_session"
+            )
+            self._carry_out(self._session.reject(error, now))
+            self._outbox.close(STALE, "no message in time")
+        elif self._heard and self._manager.expired(self._session, now):
+            self._carry_out(self._session.expire(now))
+            self._outbox.close(1000, "session expired")
+        elif self._draining and self._session.running is None:
+            self._outbox.close(SHUTDOWN, "shutting down")
+
+    def drain(self) -> None:
+        """Let the running response finish, then close with 3001: connect again, elsewhere."""
+        self._draining = True
+        self.watch(monotonic())
+
+    def _cut_off(self, now: float) -> None:
+        """Give up a client that does not read; the closing frame reaches it if it still reads a little."""
+        _log.warning("slow_client", outbox=repr(self._outbox))
+        self._metrics.slow_clients.inc()
+        self._cut_at = now
+        self._carry_out(self._session.disconnect())
+        self._outbox.cut(SLOW_CLIENT, "slow client")
+
+    # Client to session
+
+    async def _read(self) -> None:
+        while True:
+            message = await self._socket.receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            now = monotonic()
+            text = message.get("text")
+            try:
+                if text is None:
+                    raise UnsupportedFrame("binary frames are not understood here; send JSON in text frames")
+                event = parse(text)
+                self._check_key(event)
+            except ClientError as error:
+                self._refuse(error, now)
+                continue
+            self._metrics.count_message(event.type)
+            self._heard = True
+            self._invalid_in_a_row = 0
+            self._carry_out(self._session.receive(event, now))
+
+    def _check_key(self, event: ClientMessage) -> None:
+        if self._accepts_key is None:
+            return
+        if not (isinstance(event, StartSession) and self._accepts_key(event.api_key)):
+            raise Unauthorized(
+                "this service asks for a key: send it as the header 'Authorization: Bearer KEY', or as api_key in "
+                "a first start_session message"
+            )
+        self._accepts_key = None
+
+    def _refuse(self, error: ClientError, now: float) -> None:
+        self._carry_out(self._session.reject(error, now))
+        self._invalid_in_a_row += 1
+        if isinstance(error, Unauthorized):
+            self._outbox.close(BAD_KEY, "bad key")
+        elif self._invalid_in_a_row >= self._limits.max_invalid_messages:
+            last = TooManyInvalidMessages(f"{self._invalid_in_a_row} messages in a row were not understood")
+            self._carry_out(self._session.reject(last, now))
+            self._outbox.close(TOO_MANY_INVALID, "too many invalid messages")
+
+    def _greet(self) -> None:
+        self._carry_out(self._session.greet(monotonic()))
+
+    # Session to client and engine
+
+    def _carry_out(self, effects: Sequence[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Send(event):
+                    self._note(event)
+                    self._outbox.put(event)
+                case Generate():
+                    assert self._tasks is not None
+                    self._responder = self._tasks.create_task(self._respond(effect))
+                case Stop():
+                    self._stopped_at = monotonic()
+                    self._metrics.cancels.inc()
+                    if self._responder is not None:
+                        self._responder.cancel()
+
+    async def _respond(self, effect: Generate) -> None:
+        session, number = self._session, effect.response
+        try:
+            # The engine is freed of the last response before it is asked for the next.
+            async with self._one_at_a_time:
+                finish = await self._stream(effect)
+        except FastTalkError as error:
+            _log.warning("response_failed", code=error.code, reason=error.message)
+            effects = session.failed(number, error, monotonic())
+        except Exception:  # noqa: BLE001
+            # The owner of the response: a bug of ours must end it by an error, not by a hung client.
+            _log.exception("response_crashed")
+            crash = InternalError("the service failed; the message was not answered, send it again")
+            effects = session.failed(number, crash, monotonic())
+        else:
+            effects = session.finished(number, finish, monotonic())
+        self._carry_out(effects)
+
+    async def _stream(self, effect: Generate) -> Finish:
+        session, number, put = self._session, effect.response, self._outbox.put
+        self._stopped_at = None
+        try:
+            async with contextlib.aclosing(self._engine.generate(effect.request)) as stream:
+                async for item in stream:
+                    if type(item) is Delta:
+                        event = session.delta(number, item, monotonic())
+                        if event is not None:
+                            put(event)
+                    elif type(item) is Finish:
+                        return item
+            raise AssertionError("an engine ended without saying why")
+        finally:
+            self._engine_is_free(effect.request.model)
+
+    def _engine_is_free(self, model: str) -> None:
+        if self._stopped_at is not None:
+            series = self._metrics.for_engine(self._engine.name, model)
+            series.observe_cancel_to_idle(monotonic() - self._stopped_at)
+
+    def _note(self, event: events.ServerEvent) -> None:
+        match event:
+            case events.Error():
+                self._note_error(event.error)
+            case events.SessionStarted():
+                self._metrics.sessions.inc()
+
+    async def _write(self) -> None:
+        # A client that left while being written to is noticed by the reader as well.
+        with contextlib.suppress(WebSocketDisconnect):
+            await self._outbox.run()
+
+    async def _send_text(self, text: str) -> None:
+        await self._socket.send({"type": "websocket.send", "text": text})
+        self._session.counters.messages_sent += 1
+
+    async def _send_close(self, code: int, reason: str) -> None:
+        await self._socket.close(code, reason)

@@ -1,0 +1,55 @@
+"""The documents that are made from the code, so that they cannot say anything else."""
+
+from collections.abc import Iterator
+from inspect import cleandoc
+from pathlib import Path
+
+from llm_service import asyncapi
+from llm_service.env_example import env_example
+from llm_service.errors import CapacityError, ClientError, EngineError, FastTalkError, InternalError
+
+_INTRODUCTION = """\
+# Errors
+
+What clients can be told of: on `/ws/llm` as an `error` event, and at a refused handshake as the body of the HTTP
+answer. `code` is stable; `message` is for people and says what to do. `retry_after` is in seconds, or null. After an
+error that is not recoverable the connection is closed.
+
+| code | category | severity | recoverable | when |
+|---|---|---|---|---|
+"""
+
+
+def documents() -> dict[str, str]:
+    """Return every generated file: its path in the repository, and its text."""
+    return asyncapi.documents() | {".env.example": env_example(), "docs/errors.md": errors_page()}
+
+
+def write(root: Path) -> list[Path]:
+    """Write every generated file below `root` and return their paths."""
+    paths = []
+    for name, text in documents().items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        paths.append(path)
+    return paths
+
+
+def errors_page() -> str:
+    """Return docs/errors.md."""
+    rows = [
+        f"| `{error.code}` | {error.category} | {error.severity} | {'yes' if error.recoverable else 'no'} "
+        f"| {' '.join(cleandoc(error.__doc__ or '').split())} |\n"
+        for base in (ClientError, CapacityError, EngineError, InternalError)
+        for error in _leaves(base)
+    ]
+    return _INTRODUCTION + "".join(rows)
+
+
+def _leaves(error: type[FastTalkError]) -> Iterator[type[FastTalkError]]:
+    below = error.__subclasses__()
+    if not below:
+        yield error
+    for subclass in below:
+        yield from _leaves(subclass)

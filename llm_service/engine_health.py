@@ -1,0 +1,47 @@
+"""Whether the engine answers, asked in the background so that no health probe ever waits for it."""
+
+import asyncio
+from time import monotonic
+
+import structlog
+
+from llm_service.engines.base import Engine
+from llm_service.errors import FastTalkError
+
+INTERVAL = 5.0
+PING_TIMEOUT = 3.0
+
+_log = structlog.get_logger(__name__)
+
+
+class EngineHealth:
+    """The last answer of an engine to a ping."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.reachable = False
+        self.problem: str | None = "not asked yet"
+        self.checked_at: float | None = None
+
+    async def check(self) -> bool:
+        """Ask once; returns whether the engine answered within PING_TIMEOUT seconds."""
+        problem = None
+        try:
+            async with asyncio.timeout(PING_TIMEOUT):
+                await self._engine.ping()
+        except TimeoutError:
+            problem = f"no answer within {PING_TIMEOUT:g} seconds"
+        except FastTalkError as error:
+            problem = error.message
+        if (problem is None) != self.reachable:
+            _log.info("engine_health", engine=self._engine.name, reachable=problem is None, problem=problem)
+        self.reachable = problem is None
+        self.problem = problem
+        self.checked_at = monotonic()
+        return self.reachable
+
+    async def watch(self) -> None:
+        """Ask every INTERVAL seconds until cancelled."""
+        while True:
+            await asyncio.sleep(INTERVAL)
+            await self.check()

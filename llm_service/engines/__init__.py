@@ -1,0 +1,215 @@
+"""The engines, and the one place that names them: `open_engine`.
+
+An engine's module is imported when it is opened: the libraries of the others would only make the start slow.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+import structlog
+
+from llm_service.config import Settings
+from llm_service.devices import Device, detect, llama_cpp_options, ollama_options, threads
+from llm_service.engines.base import Engine
+from llm_service.errors import ConfigurationError, EngineError, EngineUnavailable, EngineUnreachable
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedEngine:
+    """An engine that has its model in memory, and why it was chosen.
+
+    `models` are those a session may ask for; `context_window` is in tokens: the configured one, or less
+    where the model has less.
+    """
+
+    engine: Engine
+    provider: str
+    model: str
+    models: frozenset[str]
+    context_window: int
+    device: Device
+    reason: str
+
+
+async def open_engine(settings: Settings) -> OpenedEngine:
+    """Open the engine that LLM_PROVIDER names; `auto` takes Ollama if it has the model, else the embedded one.
+
+    Raises:
+        StartupError: the device or the engine cannot be had; the message says what to do.
+    """
+    device = await asyncio.to_thread(
+        detect, settings.compute_device, settings.gpu_device_id, settings.cuda_visible_devices
+    )
+    match settings.llm_provider:
+        case "auto":
+            opened = await _open_auto(settings, device)
+        case "ollama":
+            opened = await _open_ollama(settings, device, "LLM_PROVIDER names it")
+        case "openai" | "vllm":
+            opened = await _open_openai(settings, device)
+        case "llama_cpp":
+            opened = await _open_embedded(settings, device, "LLM_PROVIDER names it")
+        case "scripted":
+            opened = await _open_scripted(settings, device)
+    _log.info(
+        "engine_opened",
+        provider=opened.provider,
+        model=opened.model,
+        reason=opened.reason,
+        device=str(device),
+        context_window=opened.context_window,
+    )
+    return opened
+
+
+async def _open_auto(settings: Settings, device: Device) -> OpenedEngine:
+    if settings.embedded_model_named:
+        return await _open_embedded(settings, device, "LLM_MODEL is a GGUF file")
+    try:
+        return await _open_ollama(settings, device, "it has the model")
+    except EngineUnavailable as unavailable:
+        why = unavailable.message
+    try:
+        return await _open_embedded(settings, device, why)
+    except EngineUnavailable as error:
+        raise EngineUnavailable(f"{why}; and the embedded engine cannot be had: {error.message}") from None
+
+
+async def _open_ollama(settings: Settings, device: Device, reason: str) -> OpenedEngine:
+    from llm_service.engines.ollama import OllamaEngine
+
+    engine = OllamaEngine(
+        settings.ollama_base_url,
+        keep_alive=settings.ollama_keep_alive,
+        options=_ollama_options(settings, device),
+        connect_timeout=settings.connect_timeout,
+        read_timeout=settings.ollama_timeout,
+        context_window=settings.default_context_window,
+    )
+    model, url = settings.llm_model, settings.ollama_base_url
+    async with _closed_on_failure(engine):
+        try:
+            models = await engine.models()
+        except EngineUnreachable:
+            raise EngineUnavailable(f"no Ollama answers at {url}; start it, or set OLLAMA_BASE_URL") from None
+        except EngineError as error:
+            raise EngineUnavailable(f"the Ollama at {url} does not list its models: {error.message}") from None
+        if not _has(models, model):
+            raise EngineUnavailable(f"the Ollama at {url} has no model {model!r}; run: ollama pull {model}")
+        return await _loaded(engine, settings, device, reason)
+
+
+async def _open_openai(settings: Settings, device: Device) -> OpenedEngine:
+    from llm_service.engines.openai import OpenAIEngine
+
+    engine = OpenAIEngine(
+        settings.openai_base_url,
+        name=settings.llm_provider,
+        api_key=settings.openai_api_key.get_secret_value(),
+        connect_timeout=settings.connect_timeout,
+        read_timeout=settings.openai_timeout,
+    )
+    model, url = settings.llm_model, settings.openai_base_url
+    async with _closed_on_failure(engine):
+        try:
+            models = await engine.models()
+        except EngineUnreachable:
+            raise EngineUnavailable(
+                f"no OpenAI-compatible API answers at {url}; start it, or set OPENAI_BASE_URL"
+            ) from None
+        except EngineError as error:
+            raise EngineUnavailable(f"the API at {url} does not list its models: {error.message}") from None
+        if model not in models:
+            offered = ", ".join(models[:10]) or "none"
+            raise EngineUnavailable(f"the API at {url} has no model {model!r}; set LLM_MODEL to one it has: {offered}")
+        return await _loaded(engine, settings, device, "LLM_PROVIDER names it")
+
+
+async def _open_embedded(settings: Settings, device: Device, reason: str) -> OpenedEngine:
+    from llm_service.engines.llama_cpp import LlamaCppEngine
+    from llm_service.engines.model_files import BUNDLED, locate
+
+    if settings.embedded_model_named:
+        name = settings.llm_model
+    elif settings.llm_provider == "llama_cpp" and settings.llm_model_given:
+        raise ConfigurationError(
+            f"LLM_MODEL={settings.llm_model}: the embedded engine takes a path to a .gguf file or "
+            "owner/repo:file.gguf on Hugging Face; leave LLM_MODEL empty for the model it comes with"
+        )
+    else:
+        name = BUNDLED
+    path = await asyncio.to_thread(locate, name, settings.model_path)
+    engine = await LlamaCppEngine.open(
+        path,
+        options=llama_cpp_options(device, threads(settings.num_threads)),
+        context_window=settings.default_context_window,
+        parallel=settings.llama_cpp_parallel,
+        read_timeout=settings.openai_timeout,
+    )
+    async with _closed_on_failure(engine):
+        return await _loaded(engine, settings, device, reason, model=path.stem)
+
+
+async def _open_scripted(settings: Settings, device: Device) -> OpenedEngine:
+    from llm_service.engines.scripted import ScriptedEngine
+
+    engine = ScriptedEngine(tokens_per_second=settings.scripted_tokens_per_second)
+    return await _loaded(engine, settings, device, "LLM_PROVIDER names it", model="scripted")
+
+
+@contextlib.asynccontextmanager
+async def _closed_on_failure(engine: Engine) -> AsyncGenerator[None, None]:
+    try:
+        yield
+    except BaseException:
+        await engine.aclose()
+        raise
+
+
+async def _loaded(
+    engine: Engine, settings: Settings, device: Device, reason: str, *, model: str | None = None
+) -> OpenedEngine:
+    """Have the model loaded, so that nobody's first word waits for it, and learn its window.
+
+    Raises:
+        EngineUnavailable: it could not be loaded.
+    """
+    name = model or settings.llm_model
+    try:
+        window = await engine.context_window(name)
+        await engine.load(name)
+    except EngineError as error:
+        raise EngineUnavailable(f"the model {name!r} could not be loaded: {error.message}") from None
+    wanted = settings.default_context_window
+    return OpenedEngine(
+        engine=engine,
+        provider=engine.name,
+        model=name,
+        models=frozenset({name, *settings.allowed_models}),
+        context_window=wanted if window is None else min(wanted, window),
+        device=device,
+        reason=reason,
+    )
+
+
+def _ollama_options(settings: Settings, device: Device) -> dict[str, int]:
+    """Return what Ollama is told of the device: what somebody chose, since it may run on another machine.
+
+    Left to itself, Ollama takes its own machine's GPU and cores.
+    """
+    options = ollama_options(device, threads(settings.num_threads))
+    if settings.compute_device == "auto":
+        options.pop("num_gpu", None)
+        options.pop("main_gpu", None)
+    if settings.num_threads is None:
+        options.pop("num_thread", None)
+    return options
+
+
+def _has(models: list[str], model: str) -> bool:
+    # Ollama adds the tag "latest" to a name without one.
+    return model in models or f"{model}:latest" in models

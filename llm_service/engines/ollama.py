@@ -1,0 +1,256 @@
+"""Ollama, through its native API: the OpenAI-compatible one can't say num_ctx, truncate or shift."""
+
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from typing import Any
+
+import httpx
+import msgspec
+import ollama
+
+from llm_service.engines.ndjson import NDJSONDecoder
+from llm_service.engines.transport import (
+    QUICK_SECONDS,
+    UNREADABLE,
+    EngineClient,
+    Refusal,
+    cleaned,
+    display_name,
+    error_fields,
+    open_transport,
+    read_to_end,
+    refused,
+    translating,
+)
+from llm_service.errors import ContextOverflow, EngineError, FastTalkError, GenerationFailed, ModelNotFound
+from llm_service.generation import Delta, Finish, GenerationEvent, GenerationRequest, Usage
+
+# runner/ollamarunner/runner.go and runner/llamarunner/runner.go, `errorInputTooLong`, answered with
+# status 400. Ollama gives no code with it, so that its wording is all there is.
+_OVERFLOW = "the input length exceeds the context length"
+
+
+class _Message(msgspec.Struct, gc=False):
+    content: str = ""
+    thinking: str = ""
+
+
+class _Line(msgspec.Struct, gc=False):
+    message: _Message | None = None
+    done: bool = False
+    done_reason: str = ""
+    prompt_eval_count: int | None = None
+    eval_count: int | None = None
+    error: str = ""
+
+
+class PullProgress(msgspec.Struct, frozen=True):
+    """How far a download is: `completed` of `total` bytes of one layer, None where Ollama tells neither."""
+
+    status: str
+    completed: int | None = None
+    total: int | None = None
+
+
+_decode_line = msgspec.json.Decoder(_Line).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class OllamaEngine:
+    """One Ollama server.
+
+    `keep_alive` is a number of seconds or a Go duration such as "5m"; `context_window`, in tokens, is what
+    `load` loads with. `options` go to Ollama as they are with every request (num_gpu, main_gpu, num_thread):
+    two requests that differ in them, or in their context window, make Ollama load the model again. Times are
+    in seconds; `read_timeout` also covers the time Ollama takes to load a model.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        keep_alive: str = "5m",
+        connect_timeout: float = 5.0,
+        read_timeout: float = 600.0,
+        context_window: int = 8192,
+        options: Mapping[str, int] | None = None,
+    ) -> None:
+        self._label = display_name("Ollama", base_url)
+        # Ollama reads "-1" and "300" as Go durations and misses the unit; as numbers they are seconds.
+        self._keep_alive = int(keep_alive) if keep_alive.lstrip("-").isdigit() else keep_alive
+        self._context_window = context_window
+        self._options = dict(options or {})
+        self._http = EngineClient(
+            base_url,
+            engine=self._label,
+            connect_timeout=connect_timeout,
+            read_timeout=read_timeout,
+            refuse=lambda refusal: _refused(refusal, self._label),
+        )
+        with translating(self._label):
+            self._api = ollama.AsyncClient(
+                base_url,
+                transport=open_transport(),
+                trust_env=False,
+                follow_redirects=False,
+                timeout=httpx.Timeout(QUICK_SECONDS, connect=min(connect_timeout, QUICK_SECONDS)),
+            )
+
+    @property
+    def name(self) -> str:
+        """The provider's name, as in LLM_PROVIDER."""
+        return "ollama"
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
+        """Yield the answer as `Delta`s, then one `Finish`; closing the generator aborts Ollama's work.
+
+        Raises:
+            ContextOverflow: the prompt is longer than the context window; nothing was generated.
+            EngineError: anything else.
+        """
+        lines = NDJSONDecoder()
+        body = _encode(self._chat(request))
+        async with aclosing(self._http.stream("/api/chat", body)) as chunks:
+            async for chunk in chunks:
+                for line in lines.feed(chunk):
+                    part = self._decode(line)
+                    message = part.message
+                    if message is not None:
+                        if message.thinking:
+                            yield Delta(message.thinking, thinking=True)
+                        if message.content:
+                            yield Delta(message.content)
+                    if part.done:
+                        yield _finish(part)
+                        await read_to_end(chunks)
+                        return
+        for line in lines.flush():
+            part = self._decode(line)
+            if part.message is not None and part.message.content:
+                yield Delta(part.message.content)
+            if part.done:
+                yield _finish(part)
+                return
+        raise GenerationFailed(f"{self._label} broke off in the middle of its answer.")
+
+    async def load(self, model: str) -> None:
+        """Load the model as `generate` will ask for it; returns when it is in memory."""
+        options = {**self._options, "num_ctx": self._context_window}
+        body = {"model": model, "messages": [], "stream": False, "keep_alive": self._keep_alive, "options": options}
+        lines = NDJSONDecoder()
+        async with aclosing(self._http.stream("/api/chat", _encode(body))) as chunks:
+            async for chunk in chunks:
+                for line in lines.feed(chunk):
+                    self._decode(line)
+        for line in lines.flush():
+            self._decode(line)
+
+    async def ping(self) -> None:
+        """Return if Ollama answers, within about five seconds."""
+        with self._errors():
+            await self._api.ps()
+
+    async def models(self) -> list[str]:
+        """Names of the models that are on Ollama's disk."""
+        with self._errors():
+            listed = await self._api.list()
+        return [entry.model for entry in listed.models if entry.model]
+
+    async def context_window(self, model: str) -> int | None:
+        """The window the model was trained for, in tokens."""
+        with self._errors(model):
+            shown = await self._api.show(model)
+        info = shown.modelinfo or {}
+        window = info.get(f"{info.get('general.architecture')}.context_length")
+        return window if isinstance(window, int) else None
+
+    async def loaded(self) -> dict[str, int]:
+        """The models in memory, each with the context window it was loaded with, in tokens."""
+        with self._errors():
+            running = await self._api.ps()
+        return {entry.model: entry.context_length or 0 for entry in running.models if entry.model}
+
+    async def pull(self, model: str) -> AsyncGenerator[PullProgress, None]:
+        """Download a model, yielding progress; ends when the model can be used. Closing it stops the download."""
+        with self._errors(model):
+            # The client is annotated as returning Iterator for each of its forms; this is the streaming one.
+            updates = await self._api.pull(model, stream=True)
+            async for update in updates:
+                yield PullProgress(update.status or "", update.completed, update.total)
+
+    async def aclose(self) -> None:
+        """Close all connections. A second call does nothing."""
+        await self._http.aclose()
+        await self._api.close()  # type: ignore[no-untyped-call]
+
+    def _chat(self, request: GenerationRequest) -> dict[str, Any]:
+        sampling = request.sampling
+        options: dict[str, Any] = {
+            **self._options,
+            "num_ctx": request.context_window,
+            "num_predict": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "stop": sampling.stop,
+        }
+        if sampling.seed is not None:
+            options["seed"] = sampling.seed
+        chat: dict[str, Any] = {
+            "model": request.model,
+            "messages": request.messages,
+            "stream": True,
+            # Otherwise Ollama drops the oldest messages of a long prompt, and of a long answer, silently.
+            "truncate": False,
+            "shift": False,
+            "keep_alive": self._keep_alive,
+            "options": options,
+        }
+        if request.think is not None:
+            chat["think"] = request.think
+        return chat
+
+    def _decode(self, line: bytes) -> _Line:
+        try:
+            part = _decode_line(line)
+        except UNREADABLE:
+            # An error in another shape than a string is an error still.
+            text, _ = error_fields(line)
+            raise GenerationFailed(f"{self._label} sent a line that can't be read{text and ': ' + text}.") from None
+        if part.error:
+            raise GenerationFailed(f"{self._label} failed: {cleaned(part.error)}")
+        return part
+
+    @contextmanager
+    def _errors(self, model: str = "") -> Iterator[None]:
+        """Translate what the ollama package raises."""
+        try:
+            with translating(self._label):
+                yield
+        except ollama.ResponseError as error:
+            refusal = Refusal(max(error.status_code, 0) or 500, cleaned(str(error.error)))
+            raise _refused(refusal, self._label, model) from None
+        except (ValueError, ollama.RequestError):
+            raise GenerationFailed(f"{self._label} sent an answer that can't be read.") from None
+
+
+def _finish(part: _Line) -> Finish:
+    counted = part.prompt_eval_count is not None or part.eval_count is not None
+    usage = Usage(part.prompt_eval_count or 0, part.eval_count or 0) if counted else None
+    return Finish("length" if part.done_reason == "length" else "stop", usage)
+
+
+def _refused(refusal: Refusal, label: str, model: str = "") -> FastTalkError:
+    if refusal.status == 400 and refusal.text.startswith(_OVERFLOW):
+        return ContextOverflow("The conversation is longer than the model's context window.")
+    if refusal.status == 404:
+        # "model 'x' not found": the name between the quotes is what Ollama looked for.
+        wanted = model or _quoted(refusal.text) or "NAME"
+        return ModelNotFound(f"{label} has no model '{wanted}'. Fetch it: ollama pull {wanted}")
+    # Ollama's messages name models, options and failures, never what was said.
+    error: EngineError = refused(refusal, label, quote=True)
+    return error
+
+
+def _quoted(text: str) -> str:
+    return text.split("'")[1] if text.count("'") >= 2 else ""

@@ -1,0 +1,262 @@
+"""Everything that speaks OpenAI's chat completions over server-sent events: vLLM, llama-server, LM Studio, TGI."""
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+
+from llm_service.engines.sse import SSEDecoder
+from llm_service.engines.transport import (
+    UNREADABLE,
+    EngineClient,
+    Refusal,
+    display_name,
+    error_fields,
+    read_to_end,
+    refused,
+)
+from llm_service.errors import (
+    ConfigurationError,
+    ContextOverflow,
+    EngineRejected,
+    FastTalkError,
+    GenerationFailed,
+    ModelNotFound,
+)
+from llm_service.generation import Delta, Finish, GenerationEvent, GenerationRequest, Usage
+
+_NO_ERROR = (b"", b"null")
+
+# llama-server's error type and OpenAI's error code; vLLM has neither, its message begins like this.
+_OVERFLOW_KINDS = ("exceed_context_size_error", "context_length_exceeded")
+_OVERFLOW_TEXT = "This model's maximum context length is"
+
+
+class _Delta(msgspec.Struct, gc=False):
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+
+class _Choice(msgspec.Struct, gc=False):
+    index: int = 0
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+
+
+class _PromptDetails(msgspec.Struct, gc=False):
+    cached_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct, gc=False):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_tokens_details: _PromptDetails | None = None
+
+
+class _Timings(msgspec.Struct, gc=False):
+    """llama-server's: tokens of the prompt found in its cache, evaluated, and generated."""
+
+    cache_n: int = 0
+    prompt_n: int = 0
+    predicted_n: int = 0
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    timings: _Timings | None = None
+    error: msgspec.Raw = msgspec.Raw()
+    object: str = ""
+
+
+class _Meta(msgspec.Struct):
+    n_ctx: int | None = None
+    n_ctx_train: int | None = None
+
+
+class _Model(msgspec.Struct):
+    id: str
+    aliases: list[str] | None = None
+    max_model_len: int | None = None
+    meta: _Meta | None = None
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model]
+
+
+_decode_chunk = msgspec.json.Decoder(_Chunk).decode
+_decode_models = msgspec.json.Decoder(_Models).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class OpenAIEngine:
+    """One server with an OpenAI-compatible API.
+
+    `base_url` includes the version, as in http://localhost:8000/v1. With `extended_sampling` requests carry
+    top_k and, for reasoning models, the template's enable_thinking, which vLLM, llama-server, LM Studio and
+    TGI take or ignore; a strict server needs it off. `extra` is added to every request's body. The context
+    window is the server's own: it can't be asked for. Times are in seconds.
+
+    Raises:
+        ConfigurationError: the API key can't stand in a header.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        api_key: str = "",
+        connect_timeout: float = 5.0,
+        read_timeout: float = 600.0,
+        extended_sampling: bool = True,
+        name: str = "openai",
+        extra: Mapping[str, object] | None = None,
+    ) -> None:
+        if not (api_key.isascii() and api_key.isprintable()):
+            raise ConfigurationError("The API key for the engine holds characters that no HTTP header may hold.")
+        self._name = name
+        self._label = display_name("The engine", base_url)
+        self._extended_sampling = extended_sampling
+        self._extra = dict(extra or {})
+        self._http = EngineClient(
+            base_url,
+            engine=self._label,
+            connect_timeout=connect_timeout,
+            read_timeout=read_timeout,
+            refuse=self._refused,
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else None,
+        )
+
+    @property
+    def name(self) -> str:
+        """The provider's name, as in LLM_PROVIDER."""
+        return self._name
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
+        """Yield the answer as `Delta`s, then one `Finish`; closing the generator aborts the engine's work.
+
+        Raises:
+            ContextOverflow: the prompt is longer than the engine's window; nothing was generated.
+            EngineError: anything else.
+        """
+        events = SSEDecoder()
+        reason = ""
+        usage: Usage | None = None
+        async with aclosing(self._http.stream("/chat/completions", _encode(self._chat(request)))) as chunks:
+            async for chunk in chunks:
+                for data in events.feed(chunk):
+                    if data == b"[DONE]":
+                        yield self._finish(reason, usage)
+                        await read_to_end(chunks)
+                        return
+                    part = self._decode(data)
+                    usage = _usage(part) or usage
+                    for choice in part.choices or ():
+                        delta = choice.delta
+                        if delta is not None and choice.index == 0:
+                            if thought := delta.reasoning_content or delta.reasoning:
+                                yield Delta(thought, thinking=True)
+                            if delta.content:
+                                yield Delta(delta.content)
+                        reason = choice.finish_reason or reason
+        yield self._finish(reason, usage)
+
+    async def load(self, model: str) -> None:
+        """Do nothing: such a server has its model in memory before it answers at all."""
+
+    async def ping(self) -> None:
+        """Return if the engine lists its models: vLLM, llama-server, LM Studio and TGI have that in common."""
+        await self._http.get("/models")
+
+    async def models(self) -> list[str]:
+        """Names of the models the engine serves."""
+        return [model.id for model in await self._served()]
+
+    async def context_window(self, model: str) -> int | None:
+        """The window the engine was started with (vLLM, llama-server), else None, in tokens."""
+        served = await self._served()
+        named = [entry for entry in served if model == entry.id or model in (entry.aliases or ())]
+        # llama-server answers for its one model whatever name it is asked by.
+        entry = (named or served)[0] if named or len(served) == 1 else None
+        if entry is None or entry.max_model_len is not None or entry.meta is None:
+            return entry.max_model_len if entry else None
+        return entry.meta.n_ctx or entry.meta.n_ctx_train
+
+    async def document(self, url: str) -> bytes:
+        """GET a URL of the same server that is no part of OpenAI's API, such as llama-server's /slots."""
+        return await self._http.get(url)
+
+    async def aclose(self) -> None:
+        """Close all connections. A second call does nothing."""
+        await self._http.aclose()
+
+    async def _served(self) -> list[_Model]:
+        document = await self._http.get("/models")
+        try:
+            return _decode_models(document).data
+        except UNREADABLE:
+            raise GenerationFailed(f"{self._label} sent a list of models that can't be read.") from None
+
+    def _chat(self, request: GenerationRequest) -> dict[str, Any]:
+        sampling = request.sampling
+        chat: dict[str, Any] = {
+            "model": request.model,
+            "messages": request.messages,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_tokens,
+            **self._extra,
+        }
+        if sampling.stop:
+            chat["stop"] = sampling.stop
+        if sampling.seed is not None:
+            chat["seed"] = sampling.seed
+        if self._extended_sampling:
+            chat["top_k"] = sampling.top_k
+            if request.think is not None:
+                chat["chat_template_kwargs"] = {"enable_thinking": request.think}
+        return chat
+
+    def _decode(self, data: bytes) -> _Chunk:
+        try:
+            part = _decode_chunk(data)
+        except UNREADABLE:
+            raise GenerationFailed(f"{self._label} sent an event that can't be read.") from None
+        if bytes(part.error) not in _NO_ERROR or part.object == "error":
+            raise self._refused(Refusal(500, *error_fields(data)))
+        return part
+
+    def _finish(self, reason: str, usage: Usage | None) -> Finish:
+        if not reason:
+            raise GenerationFailed(f"{self._label} broke off in the middle of its answer.")
+        if reason == "content_filter":
+            # What the filter withheld is missing from the text: an answer that is not whole is not one.
+            raise EngineRejected(f"{self._label} withheld the rest of the answer: its content filter stepped in.")
+        return Finish("length" if reason == "length" else "stop", usage)
+
+    def _refused(self, refusal: Refusal) -> FastTalkError:
+        if refusal.kind in _OVERFLOW_KINDS or refusal.text.startswith(_OVERFLOW_TEXT):
+            return ContextOverflow("The conversation is longer than the model's context window.")
+        if refusal.status == 404 and ("model" in refusal.text.lower() or refusal.kind == "model_not_found"):
+            return ModelNotFound(f"{self._label} does not serve that model; GET /models lists those it does.")
+        if refusal.status == 404:
+            return EngineRejected(f"{self._label} does not know the path: its URL usually ends with /v1.")
+        # Messages of these engines are not quoted: vLLM's repeat the request, and with it the prompt.
+        return refused(refusal, self._label, quote=False)
+
+
+def _usage(part: _Chunk) -> Usage | None:
+    usage, timings = part.usage, part.timings
+    if usage is not None:
+        cached = usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else None
+        if cached is None and timings is not None:
+            cached = timings.cache_n
+        return Usage(usage.prompt_tokens, usage.completion_tokens, cached)
+    if timings is not None:
+        return Usage(timings.cache_n + timings.prompt_n, timings.predicted_n, timings.cache_n)
+    return None

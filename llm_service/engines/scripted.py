@@ -1,0 +1,178 @@
+"""An engine that says what it is told to, at the speed it is told to: for tests and demonstrations."""
+
+import asyncio
+import re
+import zlib
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing
+from typing import Literal, TypeVar
+
+import msgspec
+
+from llm_service.errors import EngineError, EngineUnreachable, ModelNotFound
+from llm_service.generation import Delta, Finish, GenerationEvent, GenerationRequest, Usage
+
+Ending = Literal["finished", "failed", "closed"]
+
+_T = TypeVar("_T")
+_WORD = re.compile(r"\s*\S+")
+_REMEMBERED = 1000
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """What goes wrong with one generation, before token number `after_tokens` (0: before the first).
+
+    With `error` it fails with that. Without, it says nothing for `pause` seconds and then goes on, or for
+    ever where that is None.
+    """
+
+    after_tokens: int = 0
+    error: EngineError | None = None
+    pause: float | None = None
+
+
+def default_answer(request: GenerationRequest) -> list[str]:
+    """Return a paragraph, word by word, that depends on the last user message and on nothing else."""
+    said = next((message.content for message in reversed(request.messages) if message.role == "user"), "")
+    words = said.split()
+    text = (
+        f"You said: {' '.join(words)[:200]} That is {len(words)} words and {len(said)} characters, and its "
+        f"checksum is {zlib.crc32(said.encode('utf-8', 'replace')):08x}. I am a script and not a model, so I "
+        "understand none of it, but I answer every word of yours with words of my own, one after the other, "
+        "at an even pace, until this sentence ends."
+    )
+    return _WORD.findall(text)
+
+
+class ScriptedEngine:
+    """The double of an engine, with the same interface and no machine behind it.
+
+    `answer` gives the tokens of a request's answer. Tokens come `tokens_per_second`, the first after `ttft`
+    seconds, on a schedule that is fixed when the generation starts: a late one does not delay the next.
+    Each generation takes the next of `faults`; when there are none, nothing goes wrong. `models` empty
+    means that every name is known. While `down` is set, everything raises EngineUnreachable.
+
+    `requests`, `endings` and `loads` (the last thousand of each), `running` and `most_running` at once record
+    what happened. A generation counts from the first time it is asked for an event. `tokens_per_second` may
+    be changed; it is read when a generation starts.
+    """
+
+    def __init__(
+        self,
+        answer: Callable[[GenerationRequest], Iterable[str]] = default_answer,
+        *,
+        tokens_per_second: float = 50.0,
+        ttft: float = 0.0,
+        models: Iterable[str] = ("scripted",),
+        window: int | None = None,
+        faults: Iterable[Fault | None] = (),
+        name: str = "scripted",
+    ) -> None:
+        self._answer = answer
+        self.tokens_per_second = tokens_per_second
+        self._ttft = ttft
+        self._models = list(models)
+        self._window = window
+        self._name = name
+        self.faults: deque[Fault | None] = deque(faults)
+        self.down = False
+        self.requests: list[GenerationRequest] = []
+        self.endings: list[Ending] = []
+        self.loads: list[str] = []
+        self.running = 0
+        self.most_running = 0
+        self.closed = False
+
+    @property
+    def name(self) -> str:
+        """The provider's name, as in LLM_PROVIDER."""
+        return self._name
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
+        """Yield the script's answer, cut at the request's max_tokens, then one `Finish`."""
+        _record(self.requests, request)
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        ending: Ending = "closed"
+        try:
+            self._check(request.model)
+            async with aclosing(self._events(request)) as events:
+                async for event in events:
+                    if isinstance(event, Finish):
+                        ending = "finished"
+                    yield event
+        except Exception:
+            ending = "failed"
+            raise
+        finally:
+            self.running -= 1
+            _record(self.endings, ending)
+
+    def fail(self, error: EngineError, *, after: int = 0) -> None:
+        """Make the next generation that has no fault yet fail after so many tokens."""
+        self.faults.append(Fault(after, error))
+
+    async def load(self, model: str) -> None:
+        """Note the model's name."""
+        self._check(model)
+        _record(self.loads, model)
+
+    async def ping(self) -> None:
+        """Return unless the engine is down."""
+        self._check()
+
+    async def models(self) -> list[str]:
+        """The names the engine was made with."""
+        self._check()
+        return list(self._models)
+
+    async def context_window(self, model: str) -> int | None:
+        """The window the engine was made with."""
+        self._check(model)
+        return self._window
+
+    async def aclose(self) -> None:
+        """Note that it was closed."""
+        self.closed = True
+
+    async def _events(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
+        fault = self.faults.popleft() if self.faults else None
+        clock = asyncio.get_running_loop().time
+        due, interval = clock() + self._ttft, 1.0 / self.tokens_per_second
+        count, limit = 0, request.sampling.max_tokens
+        reason: Literal["stop", "length"] = "stop"
+        for token in self._answer(request):
+            if count == limit:
+                reason = "length"
+                break
+            if fault is not None and count == fault.after_tokens:
+                await _suffer(fault)
+            await asyncio.sleep(max(0.0, due + count * interval - clock()))
+            count += 1
+            if token:
+                yield Delta(token)
+        if fault is not None and count == fault.after_tokens:
+            await _suffer(fault)
+        prompt_tokens = sum(len(message.content.split()) for message in request.messages)
+        yield Finish(reason, Usage(prompt_tokens, count))
+
+    def _check(self, model: str | None = None) -> None:
+        if self.down:
+            raise EngineUnreachable("The scripted engine was told to be down.")
+        if model is not None and self._models and model not in self._models:
+            raise ModelNotFound(f"The scripted engine has no model '{model}'.")
+
+
+def _record(records: list[_T], record: _T) -> None:
+    records.append(record)
+    del records[:-_REMEMBERED]
+
+
+async def _suffer(fault: Fault) -> None:
+    if fault.error is not None:
+        raise fault.error
+    if fault.pause is None:
+        await asyncio.Event().wait()
+    else:
+        await asyncio.sleep(fault.pause)

@@ -1,0 +1,253 @@
+"""Every error a client, an operator or another module can meet.
+
+    FastTalkError
+     ├── ClientError                the client's fault: repeat the message corrected
+     │    ├── InvalidJSON
+     │    ├── InvalidMessage
+     │    ├── UnknownMessageType
+     │    ├── EmptyMessage
+     │    ├── InvalidConfig
+     │    ├── UnsupportedFrame
+     │    ├── ResponseInProgress
+     │    ├── ContextOverflow
+     │    ├── NoFirstMessage
+     │    ├── Unauthorized
+     │    ├── OriginNotAllowed
+     │    └── TooManyInvalidMessages
+     ├── CapacityError              a limit of this service: come back later
+     │    ├── TooManyConnections
+     │    ├── ShuttingDown
+     │    └── QueueFull
+     ├── EngineError                what generates failed: the turn is undone, send it again
+     │    ├── EngineUnreachable
+     │    ├── EngineTimeout
+     │    ├── EngineRejected
+     │    ├── ModelNotFound
+     │    └── GenerationFailed
+     ├── StartupError               the operator's fault: the service does not start
+     │    ├── ConfigurationError
+     │    ├── DeviceUnavailable
+     │    └── EngineUnavailable
+     └── InternalError              our fault
+
+A class carries what never differs between two of its errors (the code clients branch on, the category,
+the severity, whether the session goes on); an instance carries the words and, where waiting helps, for
+how long. Names of categories and severities are those of FastTalk 1.x.
+"""
+
+from typing import ClassVar, Literal
+
+Category = Literal["connection", "processing", "resource", "configuration", "system", "gpu", "timeout", "validation"]
+Severity = Literal["low", "medium", "high", "critical"]
+
+
+class FastTalkError(Exception):
+    """Base of all errors of this service.
+
+    `message` is for people: it says what happened and what to do next, and never holds a secret, the text
+    of a user or the wording of a Python exception. `retry_after` is in seconds; None means that waiting
+    changes nothing or that nobody knows how long.
+    """
+
+    code: ClassVar[str] = "internal_error"
+    category: ClassVar[Category] = "system"
+    severity: ClassVar[Severity] = "high"
+    recoverable: ClassVar[bool] = True
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after = retry_after
+
+
+class ClientError(FastTalkError):
+    """The client sent something this service cannot use; nothing was changed by it."""
+
+    category: ClassVar[Category] = "validation"
+    severity: ClassVar[Severity] = "low"
+
+
+class InvalidJSON(ClientError):
+    """The frame is not JSON, or is nested too deeply, or holds too large an integer."""
+
+    code = "invalid_json"
+
+
+class InvalidMessage(ClientError):
+    """The JSON is not a message of the protocol: the error names the field."""
+
+    code = "invalid_message"
+
+
+class UnknownMessageType(ClientError):
+    """The message has no type, or one that is not in the protocol."""
+
+    code = "unknown_message_type"
+
+
+class EmptyMessage(ClientError):
+    """A user message without text."""
+
+    code = "empty_message"
+
+
+class InvalidConfig(ClientError):
+    """A configuration key that is unknown, out of bounds, or not offered by this service."""
+
+    code = "invalid_config"
+    category = "configuration"
+
+
+class UnsupportedFrame(ClientError):
+    """A binary frame."""
+
+    code = "unsupported_frame"
+
+
+class ResponseInProgress(ClientError):
+    """A user message came while a response was running, and `on_busy` is `reject`."""
+
+    code = "response_in_progress"
+    category = "processing"
+
+
+class ContextOverflow(ClientError):
+    """The message does not fit into the context window, even without any history."""
+
+    code = "context_overflow"
+
+
+class NoFirstMessage(ClientError):
+    """No message came in time after the connection was opened; it is closed with 3502."""
+
+    code = "no_first_message"
+    category = "timeout"
+
+
+class OriginNotAllowed(ClientError):
+    """The handshake came from a web page whose origin is not in ALLOWED_ORIGINS; HTTP 403."""
+
+    code = "origin_not_allowed"
+    category = "connection"
+    severity = "high"
+    recoverable = False
+
+
+class Unauthorized(ClientError):
+    """The service asks for a key and got none, or a wrong one; HTTP 401, or closed with 3500."""
+
+    code = "unauthorized"
+    category = "connection"
+    severity = "high"
+    recoverable = False
+
+
+class TooManyInvalidMessages(ClientError):
+    """Message after message was refused; the connection is closed with 3013."""
+
+    code = "too_many_invalid_messages"
+    severity = "high"
+    recoverable = False
+
+
+class CapacityError(FastTalkError):
+    """A limit of this service was reached."""
+
+    category: ClassVar[Category] = "resource"
+    severity: ClassVar[Severity] = "high"
+
+
+class TooManyConnections(CapacityError):
+    """LLM_MAX_CONNECTIONS are open; the connection is closed with 3504."""
+
+    code = "max_connections"
+    recoverable = False
+
+
+class ShuttingDown(CapacityError):
+    """The service is stopping and takes no new connections; HTTP 503."""
+
+    code = "shutting_down"
+    severity = "medium"
+
+
+class QueueFull(CapacityError):
+    """MAX_QUEUED_MESSAGES wait already under `on_busy` `queue`."""
+
+    code = "queue_full"
+    severity = "medium"
+
+
+class EngineError(FastTalkError):
+    """What generates failed; the turn is undone, so that the same message can be sent again."""
+
+    category: ClassVar[Category] = "processing"
+    severity: ClassVar[Severity] = "high"
+
+
+class EngineUnreachable(EngineError):
+    """The engine cannot be connected to, or broke the connection."""
+
+    code = "engine_unreachable"
+    category = "connection"
+
+
+class EngineTimeout(EngineError):
+    """The engine was silent for too long."""
+
+    code = "engine_timeout"
+    category = "timeout"
+    severity = "medium"
+
+
+class EngineRejected(EngineError):
+    """The engine refused the request."""
+
+    code = "engine_rejected"
+
+
+class ModelNotFound(EngineError):
+    """The engine does not have the model."""
+
+    code = "model_not_found"
+    category = "configuration"
+
+
+class GenerationFailed(EngineError):
+    """The engine failed while generating, or ended without saying why."""
+
+    code = "generation_failed"
+
+
+class StartupError(FastTalkError):
+    """The service cannot start; no client ever sees these."""
+
+    category: ClassVar[Category] = "configuration"
+    severity: ClassVar[Severity] = "critical"
+    recoverable = False
+
+
+class ConfigurationError(StartupError):
+    """An environment variable has a value that is not allowed, or an address is taken."""
+
+    code = "configuration_error"
+
+
+class DeviceUnavailable(StartupError):
+    """COMPUTE_DEVICE names a device that is not there."""
+
+    code = "device_unavailable"
+    category = "gpu"
+
+
+class EngineUnavailable(StartupError):
+    """The engine that was asked for cannot be had."""
+
+    code = "engine_unavailable"
+    category = "connection"
+
+
+class InternalError(FastTalkError):
+    """A defect of this service; its log has the traceback."""
+
+    severity = "critical"

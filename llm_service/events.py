@@ -1,0 +1,303 @@
+"""The wire of `/ws/llm`: every message either side may send; `parsing` reads them, `dump` writes them.
+
+Client events are pydantic models, since a wrong one must be answered with the place and the bounds; server
+events are msgspec structs, since one is written for every token. The AsyncAPI document and the JSON Schemas
+in docs/ are made from this module alone.
+"""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field
+
+from llm_service.errors import Category, FastTalkError, Severity
+
+MAX_INTEGER = 10**18
+
+# ---------------------------------------------------------------------------------------------------------
+# Client to server
+
+OptionalEvent = Literal["response_started", "thinking", "queued", "context"]
+OnBusy = Literal["reject", "interrupt", "queue"]
+StopSequence = Annotated[str, Field(min_length=1, max_length=100)]
+
+
+class _ClientModel(BaseModel):
+    # Unknown fields of a message are left for newer clients; a configuration refuses them.
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+
+class SessionConfig(BaseModel):
+    """What a client may choose for its session; what it leaves out, or gives as null, is the service's default."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    system_prompt: str | None = Field(None, max_length=65_536, description="stands before the conversation")
+    model: str | None = Field(None, min_length=1, max_length=512, description="one of the models the service offers")
+    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False, description="0: the likeliest token")
+    top_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False, description="nucleus sampling")
+    top_k: int | None = Field(None, ge=1, le=1000, description="choose among this many tokens")
+    max_tokens: int | None = Field(None, ge=1, le=1_000_000, description="longest answer, in tokens")
+    stop: Annotated[list[StopSequence], Field(max_length=16)] | None = Field(
+        None, description="texts that end the answer"
+    )
+    seed: int | None = Field(None, ge=0, le=4_294_967_295, description="same seed, same prompt: same answer")
+    context_window: int | None = Field(
+        None, ge=256, le=10_000_000, description="tokens of prompt and answer; at most the service's own"
+    )
+    think: bool | None = Field(None, description="whether a reasoning model reasons; null leaves it to the model")
+    on_busy: OnBusy | None = Field(None, description="what a user_message does while a response runs")
+    events: Annotated[list[OptionalEvent], Field(max_length=16)] | None = Field(
+        None, description="further server events this client understands"
+    )
+
+
+class StartSession(_ClientModel):
+    """Start a session, or start it anew: the history is empty afterwards."""
+
+    type: Literal["start_session"] = "start_session"
+    config: SessionConfig | None = None
+    session_id: Annotated[str, Field(max_length=64)] | None = Field(None, description="the session to resume")
+    last_seq: Annotated[int, Field(ge=0, le=MAX_INTEGER)] | None = Field(
+        None, description="seq of the last event received of it"
+    )
+    api_key: Annotated[str, Field(max_length=512)] | None = Field(
+        None, description="where the service asks for a key and the handshake brought none"
+    )
+
+
+class UserMessage(_ClientModel):
+    """What the user said; answered by tokens and one terminal event."""
+
+    type: Literal["user_message"] = "user_message"
+    text: str = Field(description="not empty, nor white space alone", json_schema_extra={"pattern": r"\S"})
+    id: Annotated[str, Field(max_length=128)] | None = Field(None, description="given back in this response's events")
+
+
+class Cancel(_ClientModel):
+    """Stop the running response and forget the waiting ones; answered by `cancelled`."""
+
+    type: Literal["cancel"] = "cancel"
+
+
+class EndSession(_ClientModel):
+    """End the session; the connection stays open for another."""
+
+    type: Literal["end_session"] = "end_session"
+
+
+class UpdateConfig(_ClientModel):
+    """Change some of this session's configuration, from the next response on."""
+
+    type: Literal["update_config"] = "update_config"
+    config: SessionConfig
+
+
+ClientEvent = Annotated[StartSession | UserMessage | Cancel | EndSession | UpdateConfig, Field(discriminator="type")]
+CLIENT_EVENTS: tuple[type[_ClientModel], ...] = (StartSession, UserMessage, Cancel, EndSession, UpdateConfig)
+
+# The union as a type, for the functions that take one.
+ClientMessage = StartSession | UserMessage | Cancel | EndSession | UpdateConfig
+
+# ---------------------------------------------------------------------------------------------------------
+# Server to client
+
+
+class _ServerEvent(msgspec.Struct, tag_field="type", omit_defaults=True, kw_only=True):
+    """`seq` numbers the events of a session from 1; the connection sets it as the event goes out."""
+
+    seq: int = 0
+
+
+class SessionStarted(_ServerEvent, tag="session_started"):
+    """A session exists. `resumed` is there when the client asked to resume, with the reason if it is false."""
+
+    session_id: str
+    provider: str
+    model: str
+    resumed: bool | None = None
+    reason: str | None = None
+
+
+class SessionConfigured(_ServerEvent, tag="session_configured"):
+    """The configuration was taken; `config` is the object as the client sent it."""
+
+    config: dict[str, Any]
+    provider: str
+
+
+class ResponseStarted(_ServerEvent, tag="response_started"):
+    """On request. The engine was asked; `id` is the user message's, where it had one."""
+
+    id: str | None = None
+
+
+class Token(_ServerEvent, tag="token"):
+    """Text of the answer: append it to what came before. Not always one token of the model."""
+
+    data: str
+
+
+class Thinking(_ServerEvent, tag="thinking"):
+    """On request. Text of the model's reasoning, which is no part of the answer."""
+
+    data: str
+
+
+class Queued(_ServerEvent, tag="queued"):
+    """On request. The message waits; `position` 1 is next."""
+
+    position: int
+    id: str | None = None
+
+
+class ContextUse(msgspec.Struct):
+    """`used` of `limit` tokens of the window, prompt and answer; `dropped` turns so far in this session."""
+
+    used: int
+    limit: int
+    dropped: int
+
+
+class Context(_ServerEvent, tag="context"):
+    """On request. The window after a response."""
+
+    used: int
+    limit: int
+    dropped: int
+
+
+class ResponseStats(msgspec.Struct, omit_defaults=True):
+    """Of one response. Token counts are the engine's; `estimated` marks those of an engine that does not count."""
+
+    tokens_generated: int
+    processing_time_ms: float
+    tokens_per_second: float
+    finish_reason: Literal["stop", "length"]
+    prompt_tokens: int
+    time_to_first_token_ms: float | None
+    context: ContextUse
+    cached_tokens: int | None = None
+    estimated: bool = False
+
+
+class ResponseComplete(_ServerEvent, tag="response_complete"):
+    """Terminal: the answer is whole, or as long as was allowed (`finish_reason` length)."""
+
+    stats: ResponseStats
+    id: str | None = None
+
+
+class Cancelled(_ServerEvent, tag="cancelled"):
+    """Terminal for a running response, if there was one (`success`). `dropped` messages had been waiting."""
+
+    success: bool
+    id: str | None = None
+    dropped: int = 0
+
+
+class SessionStats(msgspec.Struct):
+    """Of one session, in seconds and counts."""
+
+    session_id: str
+    state: str
+    duration_seconds: float
+    idle_seconds: float
+    messages_received: int
+    messages_sent: int
+    tokens_generated: int
+    generations_completed: int
+    errors_count: int
+    config: dict[str, Any]
+
+
+EndReason = Literal["end_session", "expired"]
+
+
+class SessionEnded(_ServerEvent, tag="session_ended"):
+    """The session is over and its history gone; the next start_session or user_message begins another."""
+
+    stats: SessionStats
+    reason: EndReason = "end_session"
+
+
+class ErrorBody(msgspec.Struct):
+    """`code` is stable, `message` is for people; `retry_after` in seconds, null where waiting does not help."""
+
+    code: str
+    message: str
+    category: Category
+    severity: Severity
+    recoverable: bool
+    retry_after: float | None
+
+
+class Error(_ServerEvent, tag="error"):
+    """Something failed. Terminal for the running response if `terminal`; else the response goes on."""
+
+    error: ErrorBody
+    id: str | None = None
+    terminal: bool = False
+
+
+ServerEvent = (
+    SessionStarted
+    | SessionConfigured
+    | ResponseStarted
+    | Token
+    | Thinking
+    | Queued
+    | Context
+    | ResponseComplete
+    | Cancelled
+    | SessionEnded
+    | Error
+)
+SERVER_EVENTS: tuple[type[_ServerEvent], ...] = (
+    SessionStarted,
+    SessionConfigured,
+    ResponseStarted,
+    Token,
+    Thinking,
+    Queued,
+    Context,
+    ResponseComplete,
+    Cancelled,
+    SessionEnded,
+    Error,
+)
+
+_encode = msgspec.json.Encoder().encode
+
+
+def dump(event: ServerEvent) -> str:
+    """Write one server event as the text of a frame."""
+    return _encode(event).decode()
+
+
+def error_event(error: FastTalkError, *, id: str | None = None, terminal: bool = False) -> Error:  # noqa: A002
+    """Tell a client of an error, with all that its class and it carry."""
+    body = ErrorBody(
+        code=error.code,
+        message=error.message,
+        category=error.category,
+        severity=error.severity,
+        recoverable=error.recoverable,
+        retry_after=error.retry_after,
+    )
+    return Error(error=body, id=id, terminal=terminal)
+
+
+def config_as_sent(config: SessionConfig) -> dict[str, Any]:
+    """Return the configuration with the keys the client gave, and no others."""
+    return config.model_dump(exclude_unset=True)
+
+
+def merge_config(old: SessionConfig, new: SessionConfig) -> SessionConfig:
+    """Return `old` with the keys that `new` gives; a null takes the service's default again."""
+    return old.model_copy(update={key: getattr(new, key) for key in new.model_fields_set})
+
+
+def wants(config: SessionConfig, event: OptionalEvent) -> bool:
+    """Whether the client asked for this optional event."""
+    return config.events is not None and event in config.events

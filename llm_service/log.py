@@ -1,0 +1,299 @@
+"""What every log line looks like, ours and the libraries', and what it must never hold.
+
+A line is one event with named values. What people say to each other through this service is not in it:
+values under the names in `TEXTS` show as their length, those in `SECRETS` as stars, at any depth; objects
+that are not plain data show as their class; exceptions show their type and their stack, and their message
+only where it is one of ours, because a library's may quote what it choked on. LOG_PROMPTS lifts all of that but
+the stars. The event itself is not looked into: it is a constant, never built from what somebody sent.
+
+No value can break a line or steer a terminal: JSON is ASCII, the console shows control characters escaped.
+"""
+
+import json
+import logging
+import math
+import re
+import sys
+import traceback
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from datetime import date
+from enum import Enum
+from functools import partial
+from logging.handlers import RotatingFileHandler
+from pathlib import Path, PurePath
+from typing import Any, Final, Literal, cast
+from uuid import UUID
+
+import structlog
+from structlog.dev import KeyValueColumnFormatter
+from structlog.stdlib import ProcessorFormatter
+from structlog.typing import EventDict, ExcInfo, FilteringBoundLogger, Processor
+
+from llm_service.errors import ConfigurationError, FastTalkError
+
+Level = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
+Format = Literal["console", "json"]
+
+TEXTS: Final = frozenset({"text", "data", "content", "messages", "prompt", "system_prompt", "delta", "answer"})
+SECRETS: Final = frozenset({"api_key", "api_keys", "authorization", "token", "password", "secret", "cookie"})
+STARS: Final = "********"
+
+_SECRET_ENDINGS: Final = ("_api_key", "_api_keys", "authorization", "_password", "_secret", "access_token", "hf_token")
+_DEPTH: Final = 8  # of nested values; deeper ones are cut
+_ERRORS, _FRAMES = 16, 50  # of one chain of exceptions, of one stack: a RecursionError has a thousand
+_LEAST: Final = {  # by logger
+    "llm_service": logging.DEBUG,
+    "": logging.INFO,
+    "httpx": logging.WARNING,  # a line for each request
+    "httpcore": logging.WARNING,
+}
+_SELF_HANDLING: Final = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi", "huggingface_hub")
+_PREPARATION: Final[list[Processor]] = [
+    structlog.contextvars.merge_contextvars,
+    structlog.stdlib.add_log_level,
+    structlog.stdlib.add_logger_name,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+]
+_INVALID_UTF8: Final = "Invalid UTF-8 sequence received from client."
+_QUERY: Final = re.compile(r"(?<=\S)\?\S*")
+# Control characters, line and paragraph separators, bidirectional overrides, halves of surrogate pairs.
+_UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def configure(level: Level, log_format: Format, path: str = "", *, log_prompts: bool = False, worker: int = 0) -> None:
+    """Send all logs to standard error and, if `path` names a folder, as JSON to a rotating file in it as well.
+
+    Called once per process, before the first line; a second call replaces the first. `worker` above 0 gives
+    each process of several its own file, because two that rotate one file lose lines. Libraries are heard
+    from INFO on, whatever the level: below it they write frames and headers, thus texts and keys.
+
+    Raises:
+        ConfigurationError: nothing can be written to `path`; nothing has been changed then.
+    """
+    handlers: list[_Handler] = [_StandardError()]
+    rendering: list[Processor] = _console(sys.stderr.isatty()) if log_format == "console" else [_as_json]
+    handlers[0].setFormatter(_formatter(rendering, log_prompts))
+    if path:
+        handlers.append(_open_file(Path(path), worker))
+        handlers[1].setFormatter(_formatter([_as_json], log_prompts))
+    root = logging.getLogger()
+    for old in [handler for handler in root.handlers if isinstance(handler, _Handler)]:
+        root.removeHandler(old)
+        old.close()
+    for handler in handlers:
+        # Levels alone don't do: uvicorn sets those of its loggers itself when it is told a log level.
+        handler.addFilter(lambda record: record.levelno >= logging.INFO or hasattr(record, "_logger"))
+        root.addHandler(handler)
+    number = logging.getLevelNamesMapping()[level]
+    for name, least in _LEAST.items():
+        logging.getLogger(name).setLevel(max(number, least))
+    take_over(*_SELF_HANDLING)
+    structlog.configure(
+        processors=[*_PREPARATION, ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(level.lower()),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+    )
+
+
+def get_logger(name: str) -> FilteringBoundLogger:
+    """Return the logger of a module: `get_logger(__name__)`; outside this package debug lines are not heard.
+
+    Where a call costs, keep what `bind()` returns: a line below the level then takes 0.1 µs, not 2 µs.
+    """
+    return cast("FilteringBoundLogger", structlog.get_logger(name))
+
+
+def take_over(*names: str) -> None:
+    """Let loggers of libraries that bring handlers of their own, as huggingface_hub does at import, use ours alone."""
+    for logger in map(logging.getLogger, names):
+        logger.handlers.clear()
+        logger.propagate = True
+
+
+class _Handler(logging.Handler):
+    """Ours, told apart from those of others; what can't be written is said without what it was."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802
+        with suppress(OSError, ValueError):
+            sys.stderr.write(f"a log line was lost: {type(sys.exc_info()[1]).__name__}\n")
+
+
+class _StandardError(_Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(self.format(record) + "\n")  # whatever standard error is by now
+            sys.stderr.flush()
+        except Exception:  # noqa: BLE001 - as logging's own handlers: no line may fail what it tells of
+            self.handleError(record)
+
+
+class _File(_Handler, RotatingFileHandler): ...
+
+
+def _open_file(folder: Path, worker: int) -> _File:
+    name = f"llm-service-{worker}.log" if worker else "llm-service.log"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return _File(folder / name, maxBytes=10 * 1024 * 1024, backupCount=5, encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not a path"
+        raise ConfigurationError(
+            f"LOG_PATH={folder}: {name} cannot be written ({reason}); name another folder"
+        ) from None
+
+
+def _formatter(rendering: list[Processor], log_prompts: bool) -> logging.Formatter:
+    reader = _Reader(log_prompts)
+    exceptions = structlog.processors.ExceptionRenderer(reader.trace)
+    return ProcessorFormatter(
+        foreign_pre_chain=[*_PREPARATION, reader.libraries],
+        processors=[ProcessorFormatter.remove_processors_meta, reader.all, exceptions, *rendering],
+        use_get_message=False,
+        pass_foreign_args=True,
+    )
+
+
+class _Reader:
+    """Makes plain data of whatever was logged; `reveal` shows what people say, too."""
+
+    def __init__(self, reveal: bool) -> None:
+        self._reveal = reveal
+
+    def all(self, _: object, __: str, event_dict: EventDict) -> EventDict:
+        """Redact every value but the exception, which `trace` reads."""
+        exc_info = event_dict.pop("exc_info", None)
+        line = {key: _guarded(partial(self._field, key, depth=0), value) for key, value in event_dict.items()}
+        for key in line.keys() & {"exception", "stack"}:  # these names belong to the renderers
+            line[f"{key}_"] = line.pop(key)
+        return line | {"exc_info": exc_info}
+
+    def libraries(self, _: object, __: str, event_dict: EventDict) -> EventDict:
+        """Put a library's message together: its first line, without queries of URLs and texts of exceptions."""
+        record: logging.LogRecord = event_dict["_record"]
+        given: Any = event_dict.pop("positional_args", ())
+        if record.msg == _INVALID_UTF8:  # the client's fault: no stack of ours explains it
+            event_dict.pop("exc_info", None)
+            event_dict["level"] = "warning"
+        named = isinstance(given, Mapping)
+        arguments = {k: self._argument(given[k]) for k in given} if named else tuple(map(self._argument, given or ()))
+        event = _QUERY.sub("", self._merge(record.msg, arguments))
+        if not self._reveal:
+            event = event.strip().partition("\n")[0]
+            if record.name == "asyncio":  # "Exception in callback f('what somebody said')"
+                event = event.partition("(")[0]
+        event_dict["event"] = event
+        return event_dict
+
+    def _merge(self, message: object, arguments: dict[str, object] | tuple[object, ...]) -> str:
+        text = self._describe(message) if isinstance(message, BaseException) else str(message)
+        try:
+            return text % arguments if arguments else text
+        except (TypeError, ValueError, KeyError):
+            return f"{text} (its arguments do not fit)"
+
+    def _argument(self, value: object) -> object:
+        if isinstance(value, (int, float)):
+            return value
+        text = self._describe(value) if isinstance(value, BaseException) else str(_guarded(str, value))
+        return text.partition("?")[0]
+
+    def _field(self, name: str, value: object, depth: int) -> object:
+        key = name.lower().replace("-", "_")
+        if value is None:
+            return None
+        if key in SECRETS or key.endswith(_SECRET_ENDINGS):
+            return STARS
+        return self._plain(value, depth) if self._reveal or key not in TEXTS else _length(value)
+
+    def _plain(self, value: object, depth: int) -> object:
+        if isinstance(value, float) and not math.isfinite(value):
+            return str(value)  # JSON has no such numbers
+        if isinstance(value, int) and value.bit_length() > 64:
+            return f"<{value.bit_length()} bits>"  # Python refuses to print thousands of digits
+        if value is None or isinstance(value, (str, int, float)):
+            return value
+        return self._structure(value, depth + 1) if depth < _DEPTH else "…"
+
+    def _structure(self, value: object, depth: int) -> object:
+        if isinstance(value, Mapping):
+            return {(name := str(self._plain(key, _DEPTH))): self._field(name, value[key], depth) for key in value}
+        if isinstance(value, (list, tuple, set, frozenset, deque)):
+            return [self._plain(item, depth) for item in value]
+        if isinstance(value, (PurePath, UUID, Enum, date)):
+            return str(value)
+        if isinstance(value, BaseException):
+            return self._describe(value)
+        # Structs of msgspec and dataclasses
+        names = getattr(value, "__struct_fields__", None) or getattr(value, "__dataclass_fields__", ())
+        if names and not isinstance(value, type):
+            return {name: self._field(name, getattr(value, name, None), depth) for name in names}
+        return repr(value) if self._reveal else _length(value)
+
+    def _describe(self, error: BaseException) -> str:
+        kind = type(error).__name__
+        return f"{kind}: {_guarded(str, error)}" if self._reveal or isinstance(error, FastTalkError) else kind
+
+    def trace(self, exc_info: ExcInfo) -> list[dict[str, object]]:
+        """Return the exception, then what it comes from and what it holds, each with its innermost frames."""
+        found: list[dict[str, object]] = []
+        seen: set[int] = set()
+        waiting = deque([("raised", exc_info[1])])
+        while waiting and len(found) < _ERRORS:
+            how, current = waiting.popleft()
+            if id(current) in seen:
+                continue
+            seen.add(id(current))
+            stack = deque(traceback.walk_tb(current.__traceback__), maxlen=_FRAMES)
+            frames = [f"{frame.f_code.co_filename}:{line} in {frame.f_code.co_qualname}" for frame, line in stack]
+            found.append({"how": how, "error": self._describe(current), "frames": frames})
+            if current.__cause__ is not None:
+                waiting.append(("caused by", current.__cause__))
+            elif current.__context__ is not None and not current.__suppress_context__:
+                waiting.append(("while handling", current.__context__))
+            if isinstance(current, BaseExceptionGroup):
+                waiting.extend(("holding", member) for member in current.exceptions)
+        return found
+
+
+def _length(value: object) -> str:
+    if not isinstance(value, Collection):
+        return f"<{type(value).__name__}>"
+    unit = "characters" if isinstance(value, str) else "bytes" if isinstance(value, (bytes, bytearray)) else "items"
+    return f"<{len(value)} {unit}>"
+
+
+def _guarded(convert: Callable[[object], object], value: object) -> object:
+    try:
+        return convert(value)
+    except Exception:  # noqa: BLE001 - whatever an object's own code does, the line is written
+        return f"<{type(value).__name__}>"
+
+
+def _as_json(_: object, __: str, event_dict: EventDict) -> str:
+    return json.dumps(event_dict, ensure_ascii=True).replace("\x7f", "\\u007f")
+
+
+def _console(colors: bool) -> list[Processor]:
+    renderer = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)
+    for column in renderer.columns:
+        if isinstance(column.formatter, KeyValueColumnFormatter):
+            column.formatter.value_repr = _quoted if column.key == "" else _visible
+    return [_lines, renderer]
+
+
+def _lines(_: object, __: str, event_dict: EventDict) -> EventDict:
+    trace = event_dict.pop("exception", [])
+    line = {_visible(key): value for key, value in event_dict.items()}
+    stack = [text for e in trace for text in (f"  {e['how']} {e['error']}", *map("    {}".format, e["frames"]))]
+    return line | {"exception": "\n".join(_visible(text) for text in stack)} if stack else line
+
+
+def _visible(value: object) -> str:
+    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), str(value))
+
+
+def _quoted(value: object) -> str:
+    simple = isinstance(value, str) and value != "" and not set(value) & set(" =\"'")
+    return _visible(value if simple else json.dumps(value, ensure_ascii=False))

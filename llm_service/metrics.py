@@ -1,0 +1,196 @@
+"""Every Prometheus collector of the service, and the few ways to feed it.
+
+Base units (seconds, tokens), prefix `fasttalk_`, and no label that a client can make longer: models outside
+the configured ones, unknown message types and reasons are all counted as "other". Every series but those of
+models is there from the start, at 0, so that a rate is right from the first event on.
+"""
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from platform import python_version
+from typing import Final, Literal, get_args
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+from llm_service.errors import Category
+
+Outcome = Literal["finished", "cancelled", "failed"]
+TokenType = Literal["input", "output", "cached"]
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+OTHER: Final = "other"
+SHED_REASONS: Final = ("max_connections", "queue_full", "draining")
+MESSAGE_TYPES: Final = (
+    "start_session", "user_message", "cancel", "end_session", "update_config", "played", "partial_message",
+)  # fmt: skip
+
+# In seconds
+FIRST_TOKEN_BUCKETS: Final = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160,
+)  # fmt: skip
+INTER_TOKEN_BUCKETS: Final = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5,
+)  # fmt: skip
+REQUEST_BUCKETS: Final = tuple(0.01 * 2**power for power in range(16))  # to 327.68
+DELAY_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+Add = Callable[[float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseMetrics:
+    """The series of one engine and model: calls on ready children, so that no token looks up a label.
+
+    Times are in seconds.
+    """
+
+    observe_first_token: Add
+    observe_inter_token: Add
+    observe_duration: dict[Outcome, Add]
+    observe_cancel_to_idle: Add
+    count_tokens: dict[TokenType, Add]
+    running: Gauge
+
+
+class Metrics:
+    """The collectors, registered with `registry`; one instance a registry.
+
+    `models` are the names that may become labels; `know_models` adds those that are known later. Engines' names
+    come from their classes, never from a client, and are taken as they are.
+    """
+
+    def __init__(self, registry: CollectorRegistry, *, models: Collection[str] = (), version: str = "unknown") -> None:
+        self._models = frozenset(models)
+        self._responses: dict[tuple[str, str], ResponseMetrics] = {}
+        self._create_timings(registry)
+        self._create_gauges(registry)
+        self._create_counters(registry)
+        build = Gauge(
+            "fasttalk_build_info", "What runs here; always 1", ["version", "python"], registry=registry,
+            multiprocess_mode="max",
+        )  # fmt: skip
+        build.labels(version, python_version()).set(1)
+
+    def know_models(self, models: Collection[str]) -> None:
+        """Let these models become labels: those the service offers, never one that a client named."""
+        self._models |= frozenset(models)
+
+    def for_engine(self, engine: str, model: str) -> ResponseMetrics:
+        """Return the series of this pair; the same object each time. An unknown model is "other"."""
+        key = (engine, model if model in self._models else OTHER)
+        found = self._responses.get(key)
+        if found is None:
+            found = self._responses[key] = self._children(*key)
+        return found
+
+    def count_error(self, category: Category) -> None:
+        """Count an error that a client was told of."""
+        self._errors.get(category, self._errors[OTHER]).inc()
+
+    def count_shed(self, reason: str) -> None:
+        """Count what was refused for lack of room, by the code of its error or "draining"."""
+        self._sheds.get(reason, self._sheds[OTHER]).inc()
+
+    def count_message(self, message_type: str) -> None:
+        """Count a message of a client, by the type it names."""
+        self._messages.get(message_type, self._messages[OTHER]).inc()
+
+    def set_engine_healthy(self, engine: str, healthy: bool) -> None:
+        """Say whether the engine answered when it was last asked."""
+        self._engine_healthy.labels(engine).set(healthy)
+
+    def _create_timings(self, registry: CollectorRegistry) -> None:
+        def timing(name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...]) -> Histogram:
+            return Histogram(f"fasttalk_{name}_seconds", text, labels, buckets=buckets, registry=registry)
+
+        pair = ("engine", "model")
+        self._first_token = timing(
+            "time_to_first_token", "From asking the engine to its first token", FIRST_TOKEN_BUCKETS, pair
+        )
+        self._inter_token = timing(
+            "inter_token_latency",
+            "Between two tokens of a response, as the engine emits them",
+            INTER_TOKEN_BUCKETS,
+            pair,
+        )
+        self._duration = timing(
+            "request_duration", "From asking the engine to the end of its stream", REQUEST_BUCKETS, (*pair, "outcome")
+        )
+        self._cancel_to_idle = timing(
+            "cancel_to_idle", "From a cancel to the engine's stream being closed", DELAY_BUCKETS, pair
+        )
+        self.event_loop_delay = timing(
+            "event_loop_delay", "How much later than due the event loop runs a timer", DELAY_BUCKETS, ()
+        )
+
+    def _create_gauges(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
+            return Gauge(f"fasttalk_{name}", text, labels, registry=registry, multiprocess_mode="livesum")
+
+        self.sessions_active = gauge("sessions_active", "Sessions that are kept, with or without a connection")
+        self.connections_active = gauge("connections_active", "Open WebSockets")
+        self._running = gauge("responses_running", "Responses being generated", ("engine", "model"))
+        # Of several workers the least content counts: its clients get errors.
+        self._engine_healthy = Gauge(
+            "fasttalk_engine_healthy", "1 if the engine answered when last asked, else 0", ["engine"],
+            registry=registry, multiprocess_mode="livemin",
+        )  # fmt: skip
+
+    def _create_counters(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+            return Counter(f"fasttalk_{name}_total", text, labels, registry=registry)
+
+        def by(name: str, text: str, label: str, values: Iterable[str]) -> dict[str, Counter]:
+            family = counter(name, text, (label,))
+            return {value: family.labels(value) for value in (*values, OTHER)}
+
+        self._tokens = counter("tokens", "Tokens as the engines count them", ("engine", "model", "token_type"))
+        self.sessions = counter("sessions", "Sessions started")
+        self.cancels = counter("cancels", "Responses that a client cancelled")
+        self.slow_clients = counter("slow_clients", "Clients cut off because they read too slowly")
+        self._errors = by("errors", "Errors that clients were told of", "category", get_args(Category))
+        self._sheds = by("sheds", "Refused for lack of room", "reason", SHED_REASONS)
+        self._messages = by("messages", "Messages of clients", "type", MESSAGE_TYPES)
+
+    def _children(self, engine: str, model: str) -> ResponseMetrics:
+        outcomes: tuple[Outcome, ...] = get_args(Outcome)
+        token_types: tuple[TokenType, ...] = get_args(TokenType)
+        return ResponseMetrics(
+            observe_first_token=self._first_token.labels(engine, model).observe,
+            observe_inter_token=self._inter_token.labels(engine, model).observe,
+            observe_duration={outcome: self._duration.labels(engine, model, outcome).observe for outcome in outcomes},
+            observe_cancel_to_idle=self._cancel_to_idle.labels(engine, model).observe,
+            count_tokens={kind: self._tokens.labels(engine, model, kind).inc for kind in token_types},
+            running=self._running.labels(engine, model),
+        )
+
+
+def render(registry: Collector) -> bytes:
+    """Return what `registry` holds in Prometheus' text format, of type CONTENT_TYPE."""
+    return generate_latest(_WithoutCreated(registry))
+
+
+def shared_registry(folder: str) -> CollectorRegistry:
+    """Return a registry to `render` that adds up all workers' series.
+
+    `folder` is PROMETHEUS_MULTIPROC_DIR, which must be set, and the folder empty, before the first import of
+    prometheus_client in any worker.
+    """
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, path=folder)  # type: ignore[no-untyped-call]
+    return registry
+
+
+class _WithoutCreated(Collector):
+    """Leaves out the `_created` series: nothing reads them, and they double the counters' number."""
+
+    def __init__(self, registry: Collector) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterable[Metric]:
+        for metric in self._registry.collect():
+            metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
+            yield metric

@@ -1,0 +1,79 @@
+"""The monitoring application, on its own port: for probes and Prometheus, not for users."""
+
+from typing import Any
+
+import psutil
+from fastapi import FastAPI, Response
+from fastapi.responses import JSONResponse
+
+from llm_service import __version__
+from llm_service.metrics import CONTENT_TYPE, render
+from llm_service.service import Service
+
+BUSY_PERCENT = 90.0
+
+
+def create_monitoring_app(service: Service) -> FastAPI:
+    """Make the application of the monitoring port; it answers from the moment the process runs."""
+    app = FastAPI(title="FastTalk LLM Service: monitoring", version=__version__)
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        """Tell how the process is, in FastTalk 1.x's shape."""
+        return _health(service)
+
+    @app.get("/health/live")
+    async def live() -> dict[str, str]:
+        """Answer while the event loop runs; a process that does not answer wants a restart."""
+        return {"status": "live"}
+
+    @app.get("/health/ready", responses={503: {"description": "starting, stopping, or the engine does not answer"}})
+    async def ready() -> JSONResponse:
+        """Tell whether a new session would be answered: 200 or 503."""
+        if service.ready:
+            return JSONResponse({"status": "ready"})
+        problem = service.health.problem if service.state == "ready" else f"the service is {service.state}"
+        return JSONResponse({"status": "not_ready", "reason": problem}, status_code=503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """Prometheus text."""
+        return Response(render(service.registry), media_type=CONTENT_TYPE)
+
+    @app.get("/info")
+    async def info() -> dict[str, Any]:
+        """Tell what runs here."""
+        return service.info()
+
+    return app
+
+
+def _health(service: Service) -> dict[str, Any]:
+    memory = psutil.virtual_memory()
+    cpu_percent = psutil.cpu_percent()
+    warnings = []
+    if cpu_percent > BUSY_PERCENT:
+        warnings.append(f"the CPU is used to {cpu_percent:.0f} %")
+    if memory.percent > BUSY_PERCENT:
+        warnings.append(f"the memory is used to {memory.percent:.0f} %")
+    body: dict[str, Any] = {
+        "status": "healthy" if service.ready else service.state if service.state != "ready" else "degraded",
+        "uptime_seconds": service.uptime_seconds,
+        "system": {
+            "cpu_percent": cpu_percent,
+            "memory_percent": memory.percent,
+            "memory_available_gb": round(memory.available / 2**30, 2),
+        },
+        "metrics": {},
+    }
+    if service.state != "starting":
+        totals = service.manager.totals()
+        body["metrics"] = {
+            "requests": totals.messages_received,
+            "generations": totals.generations_completed,
+            "errors": totals.errors,
+            "total_tokens_generated": totals.tokens_generated,
+        }
+    if warnings:
+        body["warnings"] = warnings
+    return body

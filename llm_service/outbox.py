@@ -1,0 +1,124 @@
+"""Events on their way to one client: bounded, in order, written by one task.
+
+Putting never waits, so that neither the engine's stream nor the client's next message is held up by a
+client that reads slowly. What waits is merged: tokens that follow each other become one token event with
+the same text. What passes the bound ends the connection.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from time import monotonic
+
+from llm_service.events import ServerEvent, Thinking, Token, dump
+
+SLOW_CLIENT = 3008
+
+# Bytes an event weighs beside its text while it waits.
+_EVENT_OVERHEAD = 64
+
+
+class Outbox:
+    """The one gate for all that is written to a client.
+
+    `send` writes the text of a frame and `close` the closing frame. `max_bytes` bounds what waits; past it
+    the outbox is `overfull` and takes nothing more.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[str], Awaitable[None]],
+        close: Callable[[int, str], Awaitable[None]],
+        *,
+        max_bytes: int,
+    ) -> None:
+        self._send = send
+        self._close = close
+        self._max_bytes = max_bytes
+        self._pending: deque[ServerEvent] = deque()
+        self._pending_bytes = 0
+        self._wakeup: asyncio.Future[None] | None = None
+        self._closing: tuple[int, str] | None = None
+        self._writing_since: float | None = None
+        self._seq = 0
+        self.overfull = False
+
+    def __repr__(self) -> str:
+        return f"<Outbox: {len(self._pending)} events, {self._pending_bytes} bytes, {self._seq} sent>"
+
+    @property
+    def sent(self) -> int:
+        """Events written so far."""
+        return self._seq
+
+    def put(self, event: ServerEvent) -> None:
+        """Queue an event. After `close` it is dropped: the client has been told that it was the end."""
+        if self._closing is not None or self.overfull:
+            return
+        self._pending.append(event)
+        self._pending_bytes += _weight(event)
+        if self._pending_bytes > self._max_bytes:
+            self.overfull = True
+        if self._wakeup is not None:
+            self._wake()
+
+    def close(self, code: int, reason: str) -> None:
+        """Write what waits, then close the connection. Only the first call counts."""
+        if self._closing is None:
+            self._closing = (code, reason)
+            self._wake()
+
+    def cut(self, code: int, reason: str) -> None:
+        """Forget what waits and close the connection."""
+        self._pending.clear()
+        self._pending_bytes = 0
+        self.close(code, reason)
+
+    def stalled_seconds(self, now: float) -> float:
+        """Return for how long the client has taken nothing of what is being written to it."""
+        since = self._writing_since
+        return 0.0 if since is None else now - since
+
+    async def run(self) -> None:
+        """Write until the connection is closed by `close`."""
+        while True:
+            while self._pending:
+                event = self._next()
+                self._seq += 1
+                event.seq = self._seq
+                self._writing_since = monotonic()
+                await self._send(dump(event))
+                self._writing_since = None
+            if self._closing is not None:
+                self._writing_since = monotonic()
+                await self._close(*self._closing)
+                self._writing_since = None
+                return
+            self._wakeup = asyncio.get_running_loop().create_future()
+            await self._wakeup
+            self._wakeup = None
+
+    def _next(self) -> ServerEvent:
+        event = self._pop()
+        if type(event) is Token and self._pending and type(self._pending[0]) is Token:
+            pieces = [event.data]
+            while self._pending and type(self._pending[0]) is Token:
+                following = self._pop()
+                assert isinstance(following, Token)
+                pieces.append(following.data)
+            return Token(data="".join(pieces))
+        return event
+
+    def _pop(self) -> ServerEvent:
+        event = self._pending.popleft()
+        self._pending_bytes -= _weight(event)
+        return event
+
+    def _wake(self) -> None:
+        if self._wakeup is not None and not self._wakeup.done():
+            self._wakeup.set_result(None)
+
+
+def _weight(event: ServerEvent) -> int:
+    # The long ones are those that carry text; counting characters for bytes errs by the script, not by the size.
+    return _EVENT_OVERHEAD + len(event.data) if type(event) is Token or type(event) is Thinking else _EVENT_OVERHEAD

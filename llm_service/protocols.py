@@ -1,0 +1,140 @@
+"""uvicorn's protocols with the limits it lacks: time for a request to arrive, and a way to cut a dead peer."""
+
+import asyncio
+import logging
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import CloseCode, Frame
+
+ABORT_EXTENSION = "fasttalk.abort"
+
+NO_PONG = 3012
+
+# A body may come slower than headers: uploads cross phones' networks.
+BODY_TIMEOUT = 30.0
+# For one message, however many fragments it comes in.
+MESSAGE_TIMEOUT = 30.0
+
+_logger = logging.getLogger("uvicorn.error")
+
+
+class DeadlineH11Protocol(H11Protocol):
+    """Closes a connection whose request does not arrive in time: silent ones and slow ones alike.
+
+    uvicorn waits for a partial header until the peer's TCP gives up. `header_timeout` is in seconds.
+    """
+
+    header_timeout = 5.0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._deadline: asyncio.TimerHandle | None = None
+        self._awaited: object = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await(h11.IDLE)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._await(None)
+        super().connection_lost(exc)
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        state = self.conn.their_state
+        if self.transport.is_closing() or state not in (h11.IDLE, h11.SEND_BODY):
+            self._await(None)
+        elif state is h11.SEND_BODY:
+            self._await(h11.SEND_BODY)
+        elif self.conn.trailing_data[0]:
+            self._await(h11.IDLE)
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        self._await(None)
+        super().handle_websocket_upgrade(event)
+
+    def _await(self, state: object) -> None:
+        if state is self._awaited:
+            return
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        self._awaited = state
+        if state is not None:
+            seconds = BODY_TIMEOUT if state is h11.SEND_BODY else self.header_timeout
+            self._deadline = self.loop.call_later(seconds, self._overdue)
+
+    def _overdue(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.abort()
+
+
+class AbortableWebSocketProtocol(WebSocketsSansIOProtocol):
+    """Offers the application `ABORT_EXTENSION` in the scope: a callable that drops the TCP connection.
+
+    Closing waits until the peer has read what was written; a peer that never reads would hold its socket
+    and its buffer for ever.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._message_deadline: asyncio.TimerHandle | None = None
+
+    async def run_asgi(self) -> None:
+        extensions: dict[str, Any] = self.scope["extensions"]
+        extensions[ABORT_EXTENSION] = self.transport.abort
+        await super().run_asgi()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._message_complete()
+        super().connection_lost(exc)
+
+    def keepalive_timeout(self) -> None:
+        """Close with a code that says "connect again"; uvicorn's own says that the server failed."""
+        if not self.close_sent and not self.transport.is_closing():
+            self.conn.fail(NO_PONG, "no pong")
+        super().keepalive_timeout()
+
+    def handle_text(self, event: Frame) -> None:
+        self._message_started(event)
+        super().handle_text(event)
+
+    def handle_bytes(self, event: Frame) -> None:
+        self._message_started(event)
+        super().handle_bytes(event)
+
+    def send_receive_event_to_app(self) -> None:
+        self._message_complete()
+        if self.curr_msg_data_type == "text" and not _is_utf8(self.frames):
+            # uvicorn would log the client's mistake with a traceback.
+            _logger.info("A client sent invalid UTF-8.")
+            self.frames = []
+            self.conn.fail(CloseCode.INVALID_DATA, "invalid UTF-8")
+            self.handle_parser_exception()
+            return
+        super().send_receive_event_to_app()
+
+    def _message_started(self, event: Frame) -> None:
+        if not event.fin and self._message_deadline is None:
+            self._message_deadline = self.loop.call_later(MESSAGE_TIMEOUT, self._message_overdue)
+
+    def _message_complete(self) -> None:
+        if self._message_deadline is not None:
+            self._message_deadline.cancel()
+            self._message_deadline = None
+
+    def _message_overdue(self) -> None:
+        self._message_deadline = None
+        if not self.transport.is_closing():
+            self.transport.abort()
+
+
+def _is_utf8(frames: list[bytes]) -> bool:
+    try:
+        b"".join(frames).decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -1,0 +1,40 @@
+"""The main application: routes and lifespan."""
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI
+
+from llm_service import __version__
+from llm_service.api import health, llm_socket
+from llm_service.config import Settings
+from llm_service.service import Service
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Make the application of the main port; it opens its engine at start-up and closes it at shutdown.
+
+    Any ASGI server can run it; `llm_service.serving` runs it under uvicorn with the limits that the service
+    promises.
+    """
+    return create_app_for(Service(settings))
+
+
+def create_app_for(service: Service) -> FastAPI:
+    """Make the application around a service; a service that runs already is left running."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with service if service.state == "starting" else contextlib.nullcontext():
+            yield
+
+    app = FastAPI(
+        title="FastTalk LLM Service",
+        description="The WebSocket `/ws/llm` is described by docs/asyncapi.yaml; these are the HTTP routes beside it.",
+        version=__version__,
+        lifespan=lifespan,
+    )
+    app.state.service = service
+    app.include_router(health.router)
+    app.include_router(llm_socket.router)
+    return app

@@ -1,0 +1,187 @@
+"""What the routes of one process share: the engine, the sessions, the metrics, and the tasks that watch them."""
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from types import TracebackType
+from typing import Literal, Self
+
+import psutil
+import structlog
+from prometheus_client import CollectorRegistry
+
+from llm_service import __version__
+from llm_service.access import AccessPolicy
+from llm_service.config import Settings
+from llm_service.connection import Connection, ConnectionLimits
+from llm_service.engine_health import EngineHealth
+from llm_service.engines import OpenedEngine, open_engine
+from llm_service.engines.instrumented import InstrumentedEngine
+from llm_service.events import ErrorBody
+from llm_service.generation import SamplingParams
+from llm_service.metrics import Metrics
+from llm_service.session_defaults import SessionDefaults
+from llm_service.session_manager import SessionManager
+
+# How often connections are looked after and the event loop's delay is measured, in seconds.
+WATCH_INTERVAL = 0.25
+
+State = Literal["starting", "ready", "draining", "stopped"]
+EngineOpener = Callable[[Settings], Awaitable[OpenedEngine]]
+
+_log = structlog.get_logger(__name__)
+
+
+class Service:
+    """One process of the service, from start to stop; an async context manager.
+
+    Entering it opens the engine and loads the model; while it is "starting" only liveness answers. Leaving
+    it closes the engine. A background task that fails brings the service down, loudly.
+
+    Raises on entering:
+        StartupError: there is no such device or engine, or the model cannot be had.
+    """
+
+    def __init__(self, settings: Settings, *, opener: EngineOpener = open_engine) -> None:
+        self.settings = settings
+        self.registry = CollectorRegistry()
+        self.metrics = Metrics(self.registry, version=__version__)
+        self.access = AccessPolicy(
+            api_keys=(key.get_secret_value() for key in settings.api_keys),
+            allowed_origins=settings.allowed_origins,
+            port=settings.llm_port,
+        )
+        self.limits = ConnectionLimits(
+            greeting_delay=settings.greeting_delay_ms / 1000,
+            first_message_timeout=settings.first_message_timeout,
+            send_timeout=settings.send_timeout,
+            max_pending_bytes=settings.max_pending_bytes,
+            max_invalid_messages=settings.max_invalid_messages,
+        )
+        self.connections: set[Connection] = set()
+        self.empty = asyncio.Event()
+        self.empty.set()
+        self.started_at = monotonic()
+        self.state: State = "starting"
+        self._opener = opener
+        self._stack = contextlib.AsyncExitStack()
+        self.opened: OpenedEngine
+        self.engine: InstrumentedEngine
+        self.health: EngineHealth
+        self.manager: SessionManager
+
+    async def __aenter__(self) -> Self:
+        settings = self.settings
+        try:
+            self.opened = await self._opener(settings)
+            self._stack.push_async_callback(self.opened.engine.aclose)
+            self.metrics.know_models(self.opened.models)
+            self.engine = InstrumentedEngine(self.opened.engine, self.metrics)
+            self.manager = SessionManager(
+                self._session_defaults(),
+                max_connections=settings.llm_max_connections,
+                session_timeout=settings.session_timeout,
+                new_id=lambda: str(uuid.uuid4()),
+            )
+            self.health = EngineHealth(self.engine)
+            await self.health.check()
+            psutil.cpu_percent()  # the first call only sets the point from which the next one measures
+            tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
+            for work in (self.health.watch(), self._watch_connections()):
+                self._stack.callback(tasks.create_task(work).cancel)
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        self.state = "ready"
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.state = "stopped"
+        await self._stack.__aexit__(kind, error, traceback)
+
+    @property
+    def ready(self) -> bool:
+        """Whether new sessions are taken and would be answered."""
+        return self.state == "ready" and self.health.reachable
+
+    @property
+    def uptime_seconds(self) -> float:
+        return round(monotonic() - self.started_at, 3)
+
+    def info(self) -> dict[str, object]:
+        """Return what runs here, for `/info`; no secrets."""
+        body: dict[str, object] = {
+            "service": "llm-service",
+            "version": __version__,
+            "uptime_seconds": self.uptime_seconds,
+            "state": self.state,
+        }
+        if self.state != "starting":
+            opened = self.opened
+            body |= {
+                "provider": opened.provider,
+                "provider_reason": opened.reason,
+                "model": opened.model,
+                "models": sorted(opened.models),
+                "context_window": opened.context_window,
+                "device": opened.device.describe(),
+            }
+        return body
+
+    def note_error(self, error: ErrorBody) -> None:
+        """Count an error that a client was told of."""
+        self.manager.note_error(code=error.code, category=error.category, severity=error.severity, at=time.time())
+        self.metrics.count_error(error.category)
+        _log.info("client_told_of_error", code=error.code, category=error.category)
+
+    def enter(self, connection: Connection) -> None:
+        """Take note of a connection; `leave` must follow."""
+        self.connections.add(connection)
+        self.empty.clear()
+
+    def leave(self, connection: Connection) -> None:
+        """Forget a connection that is gone."""
+        self.connections.discard(connection)
+        if not self.connections:
+            self.empty.set()
+
+    def drain(self) -> None:
+        """Take no new sessions and let running responses finish; `empty` is set when all connections are gone."""
+        self.state = "draining"
+        for connection in tuple(self.connections):
+            connection.drain()
+
+    async def _watch_connections(self) -> None:
+        expected = monotonic() + WATCH_INTERVAL
+        while True:
+            await asyncio.sleep(WATCH_INTERVAL)
+            now = monotonic()
+            self.metrics.event_loop_delay.observe(max(0.0, now - expected))
+            for connection in tuple(self.connections):
+                connection.watch(now)
+            self.metrics.connections_active.set(len(self.connections))
+            self.metrics.sessions_active.set(self.manager.active_sessions)
+            expected = monotonic() + WATCH_INTERVAL
+
+    def _session_defaults(self) -> SessionDefaults:
+        settings, opened = self.settings, self.opened
+        return SessionDefaults(
+            provider=opened.provider,
+            model=opened.model,
+            models=opened.models,
+            sampling=SamplingParams(
+                temperature=settings.default_temperature,
+                top_p=settings.default_top_p,
+                top_k=settings.default_top_k,
+                max_tokens=settings.default_max_tokens,
+            ),
+            context_window=opened.context_window,
+            system_prompt=settings.system_prompt,
+            max_history_messages=settings.max_history_length,
+            max_queued_messages=settings.max_queued_messages,
+        )

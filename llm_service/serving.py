@@ -1,0 +1,177 @@
+"""Runs the two applications under uvicorn, with the limits and the drain that it lacks by itself."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import threading
+from collections.abc import AsyncGenerator, Generator
+from types import FrameType
+from typing import Any
+
+import structlog
+import uvicorn
+from starlette.types import ASGIApp
+
+from llm_service.config import Settings
+from llm_service.errors import ConfigurationError
+from llm_service.monitoring import create_monitoring_app
+from llm_service.protocols import AbortableWebSocketProtocol, DeadlineH11Protocol
+from llm_service.server import create_app_for
+from llm_service.service import Service
+
+MAX_HEADER_BYTES = 32_768
+BACKLOG = 2048
+# Seconds that closing connections get after the drain.
+SHUTDOWN_GRACE = 2
+
+_log = structlog.get_logger(__name__)
+
+
+def bind(host: str, port: int, *, setting: str) -> socket.socket:
+    """Return a listening address, so that one that is taken is known before anything else is started.
+
+    Raises:
+        ConfigurationError: the address cannot be had; names the `setting` that chose the port.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with contextlib.ExitStack() as on_failure:
+            listener = on_failure.enter_context(socket.socket(family, kind, protocol))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.setblocking(False)
+            on_failure.pop_all()
+    except OSError as error:
+        raise ConfigurationError(
+            f"{setting}={port}: cannot listen on {host}:{port} ({error.strerror}); "
+            "stop what uses the port or choose another"
+        ) from None
+    return listener
+
+
+class QuietServer(uvicorn.Server):
+    """uvicorn's server without its signal handlers: those end the process before the engine is closed."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+class DrainingServer(QuietServer):
+    """A server that lets running responses finish before it exits; a second signal cuts them."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+        self._loop = asyncio.get_running_loop()
+        self._cut = asyncio.Event()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            self.force_exit = True
+            self._loop.call_soon_threadsafe(self._cut.set)
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # The listener stays open meanwhile: those who knock are told 503 and when to come again.
+        self._service.drain()
+        ends = {asyncio.create_task(self._service.empty.wait()), asyncio.create_task(self._cut.wait())}
+        _, waiting = await asyncio.wait(
+            ends, timeout=self._service.settings.drain_timeout, return_when=asyncio.FIRST_COMPLETED
+        )
+        for task in waiting:
+            task.cancel()
+        _log.info("drained", connections_cut=len(self._service.connections))
+        await super().shutdown(sockets)
+
+
+def main_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
+    """Return uvicorn's configuration for the main port."""
+
+    class Http(DeadlineH11Protocol):
+        header_timeout = settings.header_timeout
+
+    return uvicorn.Config(
+        app,
+        http=Http,
+        ws=AbortableWebSocketProtocol,
+        ws_max_size=settings.max_message_bytes,
+        ws_ping_interval=settings.ping_interval,
+        ws_ping_timeout=settings.ping_timeout,
+        ws_per_message_deflate=False,
+        timeout_graceful_shutdown=SHUTDOWN_GRACE,
+        **_common(),
+    )
+
+
+def monitoring_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
+    """Return uvicorn's configuration for the monitoring port."""
+
+    class Http(DeadlineH11Protocol):
+        header_timeout = settings.header_timeout
+
+    return uvicorn.Config(app, http=Http, ws="none", timeout_graceful_shutdown=1, **_common())
+
+
+def _common() -> dict[str, Any]:
+    return {
+        # The service is entered around the server, so that a failing start is one clear line and not a
+        # traceback out of the lifespan.
+        "lifespan": "off",
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "h11_max_incomplete_event_size": MAX_HEADER_BYTES,
+        "backlog": BACKLOG,
+        "proxy_headers": False,
+    }
+
+
+@contextlib.contextmanager
+def _signals(server: uvicorn.Server) -> Generator[None, None, None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.asynccontextmanager
+async def _monitored(service: Service, listener: socket.socket | None) -> AsyncGenerator[None, None]:
+    """Serve the monitoring port meanwhile, from before the engine is open until after it is closed."""
+    if listener is None:
+        yield
+        return
+    server = QuietServer(monitoring_config(create_monitoring_app(service), service.settings))
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await task
+
+
+async def serve(service: Service, *, main: socket.socket, monitoring: socket.socket | None) -> None:
+    """Serve both ports until a signal; returns after the drain.
+
+    `monitoring` is None where another process serves that port.
+
+    Raises:
+        StartupError: the service could not be started.
+    """
+    async with _monitored(service, monitoring), service:
+        server = DrainingServer(main_config(create_app_for(service), service.settings), service)
+        with _signals(server):
+            _log.info(
+                "listening",
+                address="{}:{}".format(*main.getsockname()[:2]),
+                monitoring=None if monitoring is None else "{}:{}".format(*monitoring.getsockname()[:2]),
+            )
+            await server.serve(sockets=[main])

@@ -1,0 +1,407 @@
+"""One conversation as a state machine: client events and deltas in, effects out.
+
+Pure: no event loop, no I/O; the time is told to it, in seconds of a clock that never goes back. The
+connection feeds it and carries out the effects, in their order.
+
+    new ──start_session, user_message, update_config, greet──▶ active ──end_session, expire──▶ ended
+     ▲                                                                                           │
+     └────────── start_session, user_message, update_config: a new session, a new id ────────────┘
+
+While active, at most one response runs. Each response ends by exactly one terminal event
+(`response_complete`, `cancelled` or `error`), and nothing of it is said after that: what the engine still
+delivers for an ended response is ignored by its number.
+"""
+
+import enum
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from llm_service import events
+from llm_service.conversation import Conversation
+from llm_service.errors import FastTalkError, QueueFull, ResponseInProgress
+from llm_service.events import SessionConfig
+from llm_service.generation import Delta, Finish, GenerationRequest, Usage
+from llm_service.session_defaults import SessionDefaults
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Say this event to the client."""
+
+    event: events.ServerEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Generate:
+    """Ask the engine, and feed what it says into `delta`, `finished` or `failed` under this number."""
+
+    response: int
+    request: GenerationRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Close the generation of this number: nobody wants it any more."""
+
+    response: int
+
+
+Effect = Send | Generate | Stop
+
+
+class SessionState(enum.Enum):
+    NEW = "new"
+    ACTIVE = "active"
+    ENDED = "ended"
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the sessions of one connection did; the service's totals are sums of these."""
+
+    messages_received: int = 0
+    messages_sent: int = 0
+    tokens_generated: int = 0
+    generations_completed: int = 0
+    generations_cancelled: int = 0
+    errors: int = 0
+    turns: int = 0
+
+
+@dataclass(slots=True)
+class _Response:
+    number: int
+    id: str | None
+    started_at: float
+    first_token_at: float | None = None
+    pieces: list[str] = field(default_factory=list)
+    deltas: int = 0
+
+
+class Session:
+    """One conversation of one client.
+
+    `new_id` makes session ids. Every method that takes an event returns the effects it has; `delta` alone
+    returns the event to send, since it runs for every token.
+    """
+
+    def __init__(self, defaults: SessionDefaults, *, new_id: Callable[[], str], now: float) -> None:
+        self._defaults = defaults
+        self._new_id = new_id
+        self._greeted = False
+        self._response: _Response | None = None
+        self._last_response = 0
+        self._queue: deque[events.UserMessage] = deque()
+        self.counters = Counters()
+        self._begin(SessionConfig(), now)
+        self._state = SessionState.NEW
+
+    def __repr__(self) -> str:
+        busy = f"response {self._response.number} runs" if self._response is not None else "idle"
+        return f"<Session {self.id}: {self._state.value}, {busy}, {len(self._queue)} queued>"
+
+    # What others may know of it
+
+    @property
+    def state(self) -> SessionState:
+        return self._state
+
+    @property
+    def running(self) -> int | None:
+        """The number of the running response, if one runs."""
+        return None if self._response is None else self._response.number
+
+    @property
+    def config(self) -> SessionConfig:
+        """What the client chose."""
+        return self._config
+
+    @property
+    def conversation(self) -> Conversation:
+        return self._conversation
+
+    @property
+    def queued(self) -> int:
+        return len(self._queue)
+
+    def idle_seconds(self, now: float) -> float:
+        """Return how long client and engine have both been silent."""
+        return 0.0 if self._response is not None else now - self._active_at
+
+    def stats(self, now: float) -> events.SessionStats:
+        """Return the figures of `session_ended`."""
+        counters, before = self.counters, self._counters_before
+        return events.SessionStats(
+            session_id=self.id,
+            state=self._state.value,
+            duration_seconds=round(now - self.started_at, 3),
+            idle_seconds=round(self.idle_seconds(now), 3),
+            messages_received=counters.messages_received - before.messages_received,
+            messages_sent=counters.messages_sent - before.messages_sent,
+            tokens_generated=counters.tokens_generated - before.tokens_generated,
+            generations_completed=counters.generations_completed - before.generations_completed,
+            errors_count=counters.errors - before.errors,
+            config=events.config_as_sent(self._config),
+        )
+
+    # Events in
+
+    def greet(self, now: float) -> list[Effect]:
+        """Speak first, to a client that said nothing: FastTalk 1.x's order, where it waits to be greeted."""
+        if self._state is not SessionState.NEW:
+            return []
+        self._greeted = True
+        return self._activate(SessionConfig(), now)
+
+    def receive(self, event: events.ClientMessage, now: float) -> list[Effect]:
+        """Take what the client said."""
+        self._active_at = now
+        self.counters.messages_received += 1
+        match event:
+            case events.StartSession():
+                return self._start(event, now)
+            case events.UserMessage():
+                return self._user_message(event, now)
+            case events.UpdateConfig():
+                return self._update_config(event, now)
+            case events.Cancel():
+                return self._cancel()
+            case events.EndSession():
+                return self._end(now, "end_session")
+
+    def reject(self, error: FastTalkError, now: float) -> list[Effect]:
+        """Answer a message that could not be read; nothing else changes."""
+        self._active_at = now
+        self.counters.messages_received += 1
+        return [self._error(error)]
+
+    def delta(self, number: int, delta: Delta, now: float) -> events.Token | events.Thinking | None:
+        """Take text from the engine; return the event to send, or None."""
+        response = self._response
+        if response is None or response.number != number:
+            return None
+        response.deltas += 1
+        if delta.thinking:
+            return events.Thinking(data=delta.text) if events.wants(self._config, "thinking") else None
+        if response.first_token_at is None:
+            response.first_token_at = now
+        response.pieces.append(delta.text)
+        return events.Token(data=delta.text)
+
+    def finished(self, number: int, finish: Finish, now: float) -> list[Effect]:
+        """Take the end of a generation."""
+        response = self._take_response(number)
+        if response is None:
+            return []
+        self._active_at = now
+        self._conversation.commit("".join(response.pieces), usage=finish.usage)
+        stats = self._response_stats(response, finish, now)
+        self.counters.tokens_generated += stats.tokens_generated
+        self.counters.generations_completed += 1
+        effects: list[Effect] = [Send(events.ResponseComplete(stats=stats, id=response.id))]
+        if events.wants(self._config, "context"):
+            use = stats.context
+            effects.append(Send(events.Context(used=use.used, limit=use.limit, dropped=use.dropped)))
+        return effects + self._next(now)
+
+    def failed(self, number: int, error: FastTalkError, now: float) -> list[Effect]:
+        """Take the failure of a generation: the turn is undone, the session goes on."""
+        response = self._take_response(number)
+        if response is None:
+            return []
+        self._active_at = now
+        self._conversation.rollback()
+        self.counters.turns -= 1
+        return [self._error(error, id=response.id, terminal=True), *self._next(now)]
+
+    def expire(self, now: float) -> list[Effect]:
+        """End the session because its client has been silent for too long; there may be none to end."""
+        return self._end(now, "expired") if self._state is SessionState.ACTIVE else []
+
+    def disconnect(self) -> list[Effect]:
+        """Take note that the client has gone: what runs is stopped, what was said is kept."""
+        self._queue.clear()
+        return self._interrupt()
+
+    # Client events, one method each
+
+    def _start(self, event: events.StartSession, now: float) -> list[Effect]:
+        config = event.config or SessionConfig()
+        if (error := self._defaults.refusal(config)) is not None:
+            return [self._error(error)]
+        effects = self._stop_all()
+        if self._greeted and self._state is SessionState.ACTIVE:
+            self._begin(config, now, keep_id=True)
+            answer = events.SessionConfigured(config=events.config_as_sent(config), provider=self._defaults.provider)
+            return [*effects, Send(answer)]
+        asked = event.session_id is not None
+        if self._state is not SessionState.NEW:
+            self._begin(config, now)
+        return effects + self._activate(config, now, resume_refused=asked)
+
+    def _user_message(self, event: events.UserMessage, now: float) -> list[Effect]:
+        effects = self._ensure_active(now)
+        if self._response is None:
+            return effects + self._respond(event, now)
+        match self._config.on_busy or "reject":
+            case "interrupt":
+                return effects + self._stop_all() + self._respond(event, now)
+            case "queue":
+                return effects + self._enqueue(event)
+            case _:
+                error = ResponseInProgress(
+                    "a response is running; wait for its end, cancel it, or set config.on_busy to interrupt or queue"
+                )
+                return [*effects, self._error(error, id=event.id)]
+
+    def _enqueue(self, event: events.UserMessage) -> list[Effect]:
+        limit = self._defaults.max_queued_messages
+        if len(self._queue) >= limit:
+            error = QueueFull(f"{limit} messages wait already; send this one again after a response")
+            return [self._error(error, id=event.id)]
+        self._queue.append(event)
+        if not events.wants(self._config, "queued"):
+            return []
+        return [Send(events.Queued(position=len(self._queue), id=event.id))]
+
+    def _update_config(self, event: events.UpdateConfig, now: float) -> list[Effect]:
+        effects = self._ensure_active(now)
+        config = events.merge_config(self._config, event.config)
+        if (error := self._defaults.refusal(config)) is not None:
+            return [*effects, self._error(error)]
+        self._set_config(config)
+        answer = events.SessionConfigured(config=events.config_as_sent(event.config), provider=self._defaults.provider)
+        return [*effects, Send(answer)]
+
+    def _cancel(self) -> list[Effect]:
+        return self._stop_all() or [Send(events.Cancelled(success=False))]
+
+    def _end(self, now: float, reason: events.EndReason) -> list[Effect]:
+        effects = self._stop_all()
+        self._state = SessionState.ENDED
+        return [*effects, Send(events.SessionEnded(stats=self.stats(now), reason=reason))]
+
+    # Responses
+
+    def _respond(self, message: events.UserMessage, now: float) -> list[Effect]:
+        sampling = self._defaults.sampling_for(self._config)
+        window = self._defaults.window_for(self._config)
+        try:
+            prompt = self._conversation.begin(message.text, context_window=window, max_tokens=sampling.max_tokens)
+        except FastTalkError as error:
+            return [self._error(error, id=message.id, terminal=True)]
+        self._last_response += 1
+        self._response = _Response(number=self._last_response, id=message.id, started_at=now)
+        self.counters.turns += 1
+        request = GenerationRequest(
+            model=self._defaults.model_for(self._config),
+            messages=prompt.messages,
+            sampling=sampling,
+            # The session's own window bounds its prompts; the engine is told the same for everyone, since
+            # another number makes Ollama load the model anew.
+            context_window=self._defaults.context_window,
+            think=self._config.think,
+            session_id=self.id,
+        )
+        effects: list[Effect] = []
+        if events.wants(self._config, "response_started"):
+            effects.append(Send(events.ResponseStarted(id=message.id)))
+        return [*effects, Generate(self._last_response, request)]
+
+    def _next(self, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        while self._queue and self._response is None:
+            effects += self._respond(self._queue.popleft(), now)
+        return effects
+
+    def _interrupt(self) -> list[Effect]:
+        """Stop the running response, if any; what the client was sent of it stays in the history."""
+        response, self._response = self._response, None
+        if response is None:
+            return []
+        self._conversation.commit("".join(response.pieces), interrupted=True)
+        self.counters.generations_cancelled += 1
+        return [Stop(response.number)]
+
+    def _stop_all(self) -> list[Effect]:
+        """Stop the running response and forget the waiting messages; [] when there was neither."""
+        waiting = len(self._queue)
+        self._queue.clear()
+        id_ = None if self._response is None else self._response.id
+        effects = self._interrupt()
+        if effects:
+            effects.append(Send(events.Cancelled(success=True, id=id_, dropped=waiting)))
+        return effects
+
+    def _take_response(self, number: int) -> _Response | None:
+        response = self._response
+        if response is None or response.number != number:
+            return None
+        self._response = None
+        return response
+
+    def _response_stats(self, response: _Response, finish: Finish, now: float) -> events.ResponseStats:
+        seconds = now - response.started_at
+        usage = finish.usage
+        first = response.first_token_at
+        # An engine that does not count leaves the number of deltas, marked as an estimate.
+        counted = usage or Usage(prompt_tokens=0, completion_tokens=response.deltas)
+        return events.ResponseStats(
+            tokens_generated=counted.completion_tokens,
+            processing_time_ms=round(seconds * 1000, 3),
+            tokens_per_second=round(counted.completion_tokens / seconds, 3) if seconds > 0 else 0.0,
+            finish_reason="length" if finish.reason == "length" else "stop",
+            prompt_tokens=counted.prompt_tokens,
+            time_to_first_token_ms=None if first is None else round((first - response.started_at) * 1000, 3),
+            context=events.ContextUse(
+                used=counted.prompt_tokens + counted.completion_tokens,
+                limit=self._defaults.window_for(self._config),
+                dropped=self._conversation.dropped_turns,
+            ),
+            cached_tokens=counted.cached_tokens,
+            estimated=usage is None,
+        )
+
+    # State
+
+    def _begin(self, config: SessionConfig, now: float, *, keep_id: bool = False) -> None:
+        if not keep_id:
+            self.id = self._new_id()
+            self.started_at = now
+            # The message that begins a session is its first; none has come when the connection is made.
+            self._counters_before = replace(
+                self.counters, messages_received=max(0, self.counters.messages_received - 1)
+            )
+        self._active_at = now
+        self._conversation = Conversation(max_messages=self._defaults.max_history_messages)
+        self._set_config(config)
+
+    def _ensure_active(self, now: float) -> list[Effect]:
+        """Start a session with the defaults for a client that did not."""
+        if self._state is SessionState.ACTIVE:
+            return []
+        if self._state is SessionState.ENDED:
+            self._begin(SessionConfig(), now)
+        return self._activate(SessionConfig(), now)
+
+    def _activate(self, config: SessionConfig, now: float, *, resume_refused: bool = False) -> list[Effect]:
+        self._state = SessionState.ACTIVE
+        self._active_at = now
+        self._set_config(config)
+        started = events.SessionStarted(
+            session_id=self.id,
+            provider=self._defaults.provider,
+            model=self._defaults.model_for(self._config),
+            resumed=False if resume_refused else None,
+            reason="the session is not known here; this is a new one" if resume_refused else None,
+        )
+        return [Send(started)]
+
+    def _set_config(self, config: SessionConfig) -> None:
+        self._config = config
+        self._conversation.set_system_prompt(self._defaults.system_prompt_for(config))
+
+    def _error(self, error: FastTalkError, *, id: str | None = None, terminal: bool = False) -> Send:  # noqa: A002
+        self.counters.errors += 1
+        return Send(events.error_event(error, id=id, terminal=terminal))

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Runs the tests: ./run-tests.sh [options of pytest]
+#
+# The first run makes .venv and installs requirements/dev.lock into it. Without options there are two
+# runs, counted apart: the tests that need nothing else, then those of real engines. With options,
+# pytest is run once with them.
+#
+# The tests marked 'ollama' run where an Ollama is found: on the PATH, or built by
+# scripts/build-ollama.sh.
+#
+# FASTTALK_TEST_OLLAMA     the Ollama to test with
+# FASTTALK_REQUIRE_OLLAMA  1: fail where none is found
+# shellcheck source=scripts/environment.sh
+. "$(dirname -- "${BASH_SOURCE[0]}")/scripts/environment.sh"
+
+prepare_environment dev
+
+if [ -z "${FASTTALK_TEST_OLLAMA:-}" ]; then
+    FASTTALK_TEST_OLLAMA=$(scripts/build-ollama.sh --find) || FASTTALK_TEST_OLLAMA=''
+fi
+[ -z "$FASTTALK_TEST_OLLAMA" ] || [ -x "$FASTTALK_TEST_OLLAMA" ] ||
+    fail "FASTTALK_TEST_OLLAMA is $FASTTALK_TEST_OLLAMA, which is no program."
+
+engines='embedded or ollama'
+if [ -n "$FASTTALK_TEST_OLLAMA" ]; then
+    export FASTTALK_TEST_OLLAMA
+elif [ "${FASTTALK_REQUIRE_OLLAMA:-}" = 1 ]; then
+    fail "No Ollama was found, and FASTTALK_REQUIRE_OLLAMA is 1. Build one: scripts/build-ollama.sh"
+else
+    engines='embedded and not ollama'
+    unset FASTTALK_TEST_OLLAMA
+fi
+
+tests() { .venv/bin/python -m pytest "$@"; }
+
+status=0
+if [ $# -gt 0 ]; then
+    # A later -m takes the place of this one.
+    if [ -n "${FASTTALK_TEST_OLLAMA:-}" ]; then tests "$@"; else tests -m 'not ollama' "$@"; fi || status=$?
+else
+    tests -m 'not embedded and not ollama' || status=$?
+    tests -m "$engines" || status=$?
+fi
+
+if [ -z "${FASTTALK_TEST_OLLAMA:-}" ]; then
+    say "" "The tests marked 'ollama' were left out: no Ollama was found." \
+        "Install it (https://ollama.com/download) or build one for the tests alone, in about five minutes:" \
+        "scripts/build-ollama.sh"
+fi
+exit "$status"

@@ -1,0 +1,14 @@
+"""Fixtures for the tests of engines."""
+
+from collections.abc import AsyncGenerator
+
+import pytest
+
+from tests.engines.fake_server import FakeServer, fake_server
+
+
+@pytest.fixture
+async def fake() -> AsyncGenerator[FakeServer, None]:
+    """A server that does what the test says."""
+    async with fake_server() as server:
+        yield server

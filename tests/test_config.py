@@ -1,0 +1,275 @@
+# ruff: noqa: SIM300 - what is expected stands first
+import inspect
+import io
+import re
+from pathlib import Path
+
+import pytest
+from dotenv import dotenv_values
+from pydantic import ValidationError
+
+from llm_service import config, env_example
+from llm_service.config import Settings, aliases, shown, variables
+from llm_service.errors import ConfigurationError
+
+ROOT = Path(__file__).parent.parent
+
+# The defaults of FastTalk 1.x, read by its clients' deployments.
+SEED = {
+    "LLM_MODEL": "llama3.2:1b",
+    "OLLAMA_KEEP_ALIVE": "5m",
+    "OLLAMA_TIMEOUT": 600.0,
+    "DEFAULT_TEMPERATURE": 0.7,
+    "DEFAULT_MAX_TOKENS": 2048,
+    "DEFAULT_CONTEXT_WINDOW": 8192,
+    "DEFAULT_TOP_P": 0.9,
+    "DEFAULT_TOP_K": 40,
+    "LLM_HOST": "0.0.0.0",
+    "LLM_PORT": 8000,
+    "LLM_MAX_CONNECTIONS": 50,
+    "LOG_LEVEL": "INFO",
+    "LLM_MONITORING_PORT": 9092,
+    "SESSION_TIMEOUT": 3600.0,
+    "MAX_HISTORY_LENGTH": 50,
+    "GPU_DEVICE_ID": 0,
+}
+# Where ours differ: right on a machine, not only in the seed's containers; safe unless told otherwise.
+OWN = {
+    "OLLAMA_BASE_URL": "http://localhost:11434",
+    "NUM_THREADS": None,
+    "NUM_WORKERS": 1,
+    "LLM_MONITORING_HOST": "127.0.0.1",
+    "MODEL_PATH": "models",
+    "LOG_PATH": "",
+    "COMPUTE_DEVICE": "auto",
+    "LLM_PROVIDER": "auto",
+}
+
+
+def _refused(**environment: str) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.load(environment)
+    return caught.value.message
+
+
+def test_defaults_are_the_seeds() -> None:
+    """An empty environment gives FastTalk 1.x's defaults, but for the named ones."""
+    values = shown(Settings.load({}))
+
+    assert {**SEED, **OWN} == {name: values[name] for name in {**SEED, **OWN}}
+
+
+def test_values_are_read() -> None:
+    """A variable becomes its field, of the field's type."""
+    settings = Settings.load(
+        {
+            "LLM_PORT": "9000",
+            "DEFAULT_TEMPERATURE": "0",
+            "LOG_PROMPTS": "true",
+            "NUM_THREADS": "4",
+            "LOG_LEVEL": "debug",
+            "ALLOWED_MODELS": " a, b ,,c",
+            "ALLOWED_ORIGINS": "https://App.example, *",
+            "API_KEYS": "one,two",
+            "PATH": "/bin",
+        }
+    )
+
+    assert (9000, 0.0, True, 4) == (
+        settings.llm_port,
+        settings.default_temperature,
+        settings.log_prompts,
+        settings.num_threads,
+    )
+    assert ("DEBUG", ("a", "b", "c")) == (settings.log_level, settings.allowed_models)
+    assert ("https://app.example", "*") == settings.allowed_origins
+    assert ["one", "two"] == [key.get_secret_value() for key in settings.api_keys]
+
+
+def test_names_have_no_case() -> None:
+    """Variables may be written small, as some systems do."""
+    assert 9000 == Settings.load({"llm_port": "9000"}).llm_port
+
+
+@pytest.mark.parametrize("empty", ["", " ", "\t\n"])
+def test_empty_is_not_given(empty: str) -> None:
+    """An empty variable is one that was not given."""
+    assert Settings.load({}) == Settings.load(dict.fromkeys(variables(), empty))
+    assert not Settings.load({"LLM_MODEL": empty}).llm_model_given
+
+
+def test_process_environment_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings come from the mapping alone: what the process's environment says changes nothing."""
+    monkeypatch.setenv("LLM_PORT", "1")
+    monkeypatch.setenv("LOG_LEVEL", "nonsense")
+
+    assert (8000, "INFO") == (Settings.load({}).llm_port, Settings().log_level)
+
+
+def test_settings_never_change() -> None:
+    """Settings are frozen."""
+    with pytest.raises(ValidationError):
+        Settings.load({}).llm_port = 9000  # type: ignore[misc]
+
+
+BAD = [
+    ("LLM_PROVIDER", "gpt", "'ollama', 'openai', 'vllm'"),
+    ("LLM_MODEL", "a\nb", "should match"),
+    ("OLLAMA_BASE_URL", "localhost:11434", "https?://"),
+    ("OLLAMA_BASE_URL", "http://host/?q=1", "https?://"),
+    ("OLLAMA_KEEP_ALIVE", "five minutes", "should match"),
+    ("OLLAMA_TIMEOUT", "0", "greater than 0"),
+    ("OLLAMA_TIMEOUT", "inf", "finite number"),
+    ("OLLAMA_TIMEOUT", "86401", "less than or equal to 86400"),
+    ("OPENAI_TIMEOUT", "soon", "valid number"),
+    ("CONNECT_TIMEOUT", "-1", "greater than 0"),
+    ("LLAMA_CPP_PARALLEL", "65", "less than or equal to 64"),
+    ("COMPUTE_DEVICE", "tpu", "'cuda', 'cpu' or 'mps'"),
+    ("GPU_DEVICE_ID", "-1", "greater than or equal to 0"),
+    ("NUM_THREADS", "0", "greater than or equal to 1"),
+    ("NUM_THREADS", "many", "valid integer"),
+    ("DEFAULT_TEMPERATURE", "2.1", "less than or equal to 2"),
+    ("DEFAULT_TOP_P", "1.1", "less than or equal to 1"),
+    ("DEFAULT_TOP_K", "0", "greater than or equal to 1"),
+    ("DEFAULT_MAX_TOKENS", "0", "greater than or equal to 1"),
+    ("DEFAULT_CONTEXT_WINDOW", "100", "greater than or equal to 256"),
+    ("LLM_PORT", "80", "greater than or equal to 1024"),
+    ("LLM_PORT", "65536", "less than or equal to 65535"),
+    ("LLM_PORT", "8000.5", "valid integer"),
+    ("LLM_MONITORING_PORT", "80", "greater than or equal to 1024"),
+    ("LLM_MAX_CONNECTIONS", "0", "greater than or equal to 1"),
+    ("NUM_WORKERS", "0", "greater than or equal to 1"),
+    ("MAX_HISTORY_LENGTH", "0", "greater than or equal to 1"),
+    ("ALLOWED_ORIGINS", "example.org", "scheme://host"),
+    ("ALLOWED_ORIGINS", "https://example.org/path", "scheme://host"),
+    ("MAX_MESSAGE_BYTES", "10", "greater than or equal to 1024"),
+    ("LOG_LEVEL", "LOUD", "'DEBUG', 'INFO', 'WARNING', 'ERROR' or 'CRITICAL'"),
+    ("LOG_FORMAT", "xml", "'console' or 'json'"),
+    ("LOG_PROMPTS", "maybe", "valid boolean"),
+]
+
+
+@pytest.mark.parametrize(("variable", "value", "allowed"), BAD, ids=range(len(BAD)))
+def test_bad_value(variable: str, value: str, allowed: str) -> None:
+    """A bad value stops the start: the variable is named with its value, what is allowed, and what it is for."""
+    message = _refused(**{variable: value})
+
+    assert message.startswith(f"{variable}={value.replace(chr(10), chr(0xFFFD))}: ")
+    assert allowed.lower() in message.lower()
+    assert message.endswith(f"({variables()[variable].description})")
+
+
+def test_all_bad_values_are_named_at_once() -> None:
+    """Several mistakes take one start to find, not several."""
+    message = _refused(LLM_PORT="80", LOG_LEVEL="LOUD", VLLM_TIMEOUT="soon", DEFAULT_TOP_K="0")
+
+    assert ["VLLM_TIMEOUT=soon", "DEFAULT_TOP_K=0", "LLM_PORT=80", "LOG_LEVEL=LOUD"] == [
+        line.split(":")[0] for line in message.split("; ")
+    ]
+
+
+@pytest.mark.parametrize("name", ["BASE_URL", "API_KEY", "TIMEOUT"])
+def test_aliases(name: str) -> None:
+    """FastTalk 2's VLLM_ variables are read; where both are given, the setting's own name wins."""
+    own, alias = f"OPENAI_{name}", f"VLLM_{name}"
+    values = {"BASE_URL": ("http://a", "http://b"), "API_KEY": ("k-a", "k-b"), "TIMEOUT": ("1", "2")}[name]
+    field = own.lower()
+
+    assert (own, alias) == aliases(own)
+    assert getattr(Settings.load({own: values[1]}), field) == getattr(Settings.load({alias: values[1]}), field)
+    assert getattr(Settings.load({own: values[0]}), field) == getattr(
+        Settings.load({own: values[0], alias: values[1]}), field
+    )
+    assert getattr(Settings.load({own: values[1]}), field) == getattr(
+        Settings.load({own: " ", alias: values[1]}), field
+    )
+
+
+def test_error_names_the_alias_that_was_given() -> None:
+    """The name in the error is the one in the operator's file."""
+    assert _refused(VLLM_BASE_URL="nowhere").startswith("VLLM_BASE_URL=nowhere: ")
+    assert _refused(OPENAI_BASE_URL="nowhere").startswith("OPENAI_BASE_URL=nowhere: ")
+    assert _refused(openai_base_url="nowhere").startswith("OPENAI_BASE_URL=nowhere: ")
+
+
+def test_secrets_are_masked() -> None:
+    """Keys, and the passwords that URLs may carry, are neither shown nor in the settings' repr."""
+    settings = Settings.load(
+        {"API_KEYS": "hush-1,hush-2", "VLLM_API_KEY": "hush-3", "OLLAMA_BASE_URL": "http://me:hush-4@host:1/"}
+    )
+
+    assert "hush" not in str(shown(settings))
+    assert "http://********@host:1/" == shown(settings)["OLLAMA_BASE_URL"]
+    assert "hush" not in re.sub("hush-4", "", repr(settings))
+    assert "http://me:hush-4@host:1/" == settings.ollama_base_url
+
+
+def test_secrets_are_masked_in_errors() -> None:
+    """An error does not repeat a secret, even where it stands next to the mistake."""
+    assert "hush" not in _refused(OLLAMA_BASE_URL="http://me:hush@host/?query", VLLM_API_KEY="hush", LLM_PORT="1")
+    assert "hush" not in _refused(OPENAI_BASE_URL="ftp://me:hush@host/")
+
+
+def test_values_in_errors_are_printable_and_short() -> None:
+    """A value cannot colour or flood the terminal that shows the error."""
+    message = _refused(LLM_MODEL="\x1b[31m\r\n" + "x" * 1000)
+
+    assert message.isprintable()
+    assert message.startswith("LLM_MODEL=\ufffd[31m\ufffd\ufffd" + "x" * 193 + "…: ")
+
+
+@pytest.mark.parametrize(
+    ("model", "embedded"), [("llama3.2:1b", False), ("tiny.gguf", True), ("owner/repo:tiny.Q4.GGUF", True)]
+)
+def test_embedded_model_named(model: str, embedded: bool) -> None:
+    """A GGUF file can only be meant for the embedded llama.cpp."""
+    settings = Settings.load({"LLM_MODEL": model})
+
+    assert embedded == settings.embedded_model_named
+    assert settings.llm_model_given
+
+
+def test_every_variable_says_what_it_is() -> None:
+    """Each setting has a description, of one line."""
+    assert [] == [name for name, field in variables().items() if not (field.description or "").isprintable()]
+    assert all(field.description for field in variables().values())
+
+
+# .env.example
+
+
+def test_env_example_is_up_to_date() -> None:
+    """The file is what the module makes: python main.py config --example > .env.example."""
+    assert env_example.env_example() == (ROOT / ".env.example").read_text(encoding="utf-8")
+
+
+def test_env_example_has_every_variable_in_order() -> None:
+    """The example lists each variable, in the order of the settings, and then those of libraries."""
+    listed = re.findall(r"^#?([A-Z][A-Z_0-9]*)=", env_example.env_example(), re.MULTILINE)
+
+    assert [*variables(), *env_example.FOREIGN] == listed
+
+
+def test_env_example_changes_nothing() -> None:
+    """Copied as it is, the example gives the defaults, and asks for no model by name."""
+    values = {name: value or "" for name, value in dotenv_values(stream=io.StringIO(env_example.env_example())).items()}
+    settings = Settings.load(values)
+
+    assert Settings.load({}) == settings
+    assert not settings.llm_model_given
+    assert "CUDA_VISIBLE_DEVICES" not in values
+
+
+def test_env_example_uncommented_gives_the_defaults() -> None:
+    """The defaults that are commented out are the defaults."""
+    text = re.sub(r"^#(?=[A-Z_]+=)", "", env_example.env_example(), flags=re.MULTILINE)
+    values = {name: value or "" for name, value in dotenv_values(stream=io.StringIO(text)).items()}
+
+    assert Settings.load({}) == Settings.load(values)
+
+
+def test_env_example_has_the_headings_of_the_settings() -> None:
+    """The example is grouped as the settings are, under the same headings."""
+    found = re.findall(r"^    # ([A-Z].*)\n    (\w+):", inspect.getsource(config.Settings), re.MULTILINE)
+
+    assert env_example.HEADINGS == {name.upper(): heading for heading, name in found}

@@ -1,0 +1,452 @@
+# ruff: noqa: SIM300 - what is expected stands first
+import copy
+import os
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_service.conversation import TOKENS_PER_MESSAGE, Conversation, Prompt, Turn
+from llm_service.errors import ContextOverflow
+from llm_service.generation import Message, Usage
+
+FUZZ = 20 if os.environ.get("FASTTALK_FUZZ") == "1" else 1
+
+
+def _conversation(system_prompt: str = "", max_messages: int = 1000) -> Conversation:
+    return Conversation(system_prompt=system_prompt, max_messages=max_messages)
+
+
+def _begin(conversation: Conversation, text: str, window: int = 8192, max_tokens: int = 100) -> Prompt:
+    return conversation.begin(text, context_window=window, max_tokens=max_tokens)
+
+
+def _said(prompt: Prompt) -> list[tuple[str, str]]:
+    return [(message.role, message.content) for message in prompt.messages]
+
+
+def _estimate(text: str, bytes_per_token: float = 3.0) -> int:
+    return int(len(text.encode()) / bytes_per_token) + TOKENS_PER_MESSAGE
+
+
+def test_prompt_of_the_first_turn() -> None:
+    """The first prompt is the system prompt and what the user said."""
+    prompt = _begin(_conversation("Be kind."), "hello")
+
+    assert [("system", "Be kind."), ("user", "hello")] == _said(prompt)
+    assert _estimate("Be kind.") + _estimate("hello") == prompt.tokens
+    assert 0 == prompt.dropped_turns
+
+
+def test_no_system_prompt_is_no_message() -> None:
+    """Without a system prompt a prompt begins with the user."""
+    assert [("user", "hello")] == _said(_begin(_conversation(), "hello"))
+
+
+def test_prompt_of_a_later_turn() -> None:
+    """A later prompt holds what was said before, in its order."""
+    conversation = _conversation("Be kind.")
+    _begin(conversation, "one")
+    conversation.commit("first")
+    _begin(conversation, "two")
+    conversation.commit("second", interrupted=True)
+
+    assert [
+        ("system", "Be kind."),
+        ("user", "one"),
+        ("assistant", "first"),
+        ("user", "two"),
+        ("assistant", "second"),
+        ("user", "three"),
+    ] == _said(_begin(conversation, "three"))
+    assert [False, True] == [turn.interrupted for turn in conversation.turns]
+
+
+def test_unanswered_users_speak_in_one_message() -> None:
+    """Turns cut off before their first word become one message: templates want roles to alternate."""
+    conversation = _conversation()
+    for text in ("one", "two"):
+        _begin(conversation, text)
+        conversation.commit("", interrupted=True)
+
+    assert [("user", "one\ntwo\nthree")] == _said(_begin(conversation, "three"))
+    conversation.commit("all")
+    assert [("user", "one\ntwo\nthree"), ("assistant", "all"), ("user", "four")] == _said(_begin(conversation, "four"))
+
+
+def test_messages_kept_counts_messages() -> None:
+    """A turn without an answer is one message, another is two; the system prompt is none."""
+    conversation = _conversation("Be kind.")
+    _begin(conversation, "one")
+    conversation.commit("")
+    _begin(conversation, "two")
+    conversation.commit("second")
+
+    assert 3 == conversation.messages_kept
+
+
+@pytest.mark.parametrize("before", [0, 2])
+def test_rollback_leaves_the_history_as_it_was(before: int) -> None:
+    """After a turn that failed the same message makes the same prompt again."""
+    conversation = _conversation("Be kind.")
+    for number in range(before):
+        _begin(conversation, f"question {number}")
+        conversation.commit("answer", usage=Usage(prompt_tokens=20 + 10 * number, completion_tokens=3))
+    turns = conversation.turns
+    first = _begin(conversation, "again")
+    conversation.rollback()
+
+    assert turns == conversation.turns
+    assert first == _begin(conversation, "again")
+
+
+def test_rollback_brings_back_what_was_dropped() -> None:
+    """Turns that a failed turn's prompt left out are not lost: the next prompt may be shorter."""
+    conversation = _conversation()
+    for _ in range(3):
+        _begin(conversation, "x" * 300, window=2000)
+        conversation.commit("y" * 300)
+    turns = conversation.turns
+    dropping = _begin(conversation, "x" * 3000, window=2000, max_tokens=500)
+
+    assert 3 == dropping.dropped_turns
+    assert turns == conversation.turns
+    conversation.rollback()
+    assert dropping == _begin(conversation, "x" * 3000, window=2000, max_tokens=500)
+    conversation.rollback()
+    assert 0 == conversation.dropped_turns
+    assert 7 == len(_begin(conversation, "short", window=2000).messages)
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_a_turn_ends_once(end: str) -> None:
+    """A turn is opened before it is ended, and ended before the next is opened."""
+    conversation = _conversation()
+    finish = conversation.rollback if end == "rollback" else lambda: conversation.commit("x")
+
+    with pytest.raises(RuntimeError, match="no turn is open"):
+        finish()
+    _begin(conversation, "one")
+    with pytest.raises(RuntimeError, match="neither committed nor rolled back"):
+        _begin(conversation, "two")
+    finish()
+    with pytest.raises(RuntimeError, match="no turn is open"):
+        finish()
+
+
+def test_message_too_large_for_the_window() -> None:
+    """A message that cannot fit even alone is refused with the figures, and nothing has changed."""
+    conversation = _conversation("Be kind.")
+    _begin(conversation, "one")
+    conversation.commit("first")
+
+    with pytest.raises(ContextOverflow, match=r"about 3005 tokens.* context window of 2048 tokens"):
+        _begin(conversation, "x" * 9000, window=2048)
+    assert 1 == len(conversation.turns)
+    assert 4 == len(_begin(conversation, "two", window=2048).messages)
+
+
+def test_system_prompt_counts_against_the_window() -> None:
+    """The system prompt is never dropped, so it takes from the room of each message."""
+    with pytest.raises(ContextOverflow):
+        _begin(_conversation("x" * 5000), "y" * 1500, window=2048)
+
+
+def test_answer_as_long_as_the_window_leaves_half() -> None:
+    """With max_tokens of the whole window, half of it is the prompt's."""
+    conversation = _conversation()
+    _begin(conversation, "x" * 300, window=1024, max_tokens=1024)
+    conversation.commit("y" * 300)
+
+    assert 0 == _begin(conversation, "x" * 600, window=1024, max_tokens=1024).dropped_turns
+    conversation.rollback()
+    assert 1 == _begin(conversation, "x" * 1000, window=1024, max_tokens=1024).dropped_turns
+
+
+def test_trim_goes_down_to_half_at_once() -> None:
+    """When the budget is passed, turns go down to half of it, so that the next prompts keep their beginning."""
+    conversation = _conversation()
+    dropped = []
+    for _ in range(100):
+        prompt = _begin(conversation, "x" * 100, window=1500, max_tokens=500)
+        dropped.append(prompt.dropped_turns)
+        conversation.commit("y" * 100)
+
+    assert 2 < min(count for count in dropped if count)
+    assert 8 > sum(count > 0 for count in dropped[:50])
+    assert sum(dropped) == conversation.dropped_turns
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 10])
+def test_history_is_bounded_by_messages(limit: int) -> None:
+    """No prompt has more messages than allowed, the system prompt not counted."""
+    conversation = _conversation("Be kind.", max_messages=limit)
+    sizes = []
+    for _ in range(30):
+        sizes.append(len(_begin(conversation, "q").messages) - 1)
+        conversation.commit("a")
+
+    assert limit >= max(sizes)
+
+
+def test_engine_counts_after_the_first_turn() -> None:
+    """After a turn the next prompt's size is the engine's count and an estimate of the new message."""
+    conversation = _conversation("Be kind.")
+    _begin(conversation, "hello")
+    conversation.commit("world", usage=Usage(prompt_tokens=30, completion_tokens=4))
+    measured = len(b"Be kind.hello") / 30
+    prompt = _begin(conversation, "more")
+
+    assert 34 + _estimate("more", max(measured, 1.0)) == prompt.tokens
+
+
+def test_ratio_is_learnt_and_bounded() -> None:
+    """The bytes of a token are this session's, within what any tokenizer does."""
+    for prompt_tokens, expected in ((100, 4.0), (400, 1.0), (2000, 1.0), (1, 6.0)):
+        conversation = _conversation()
+        _begin(conversation, "x" * 400)
+        conversation.commit("", usage=Usage(prompt_tokens=prompt_tokens, completion_tokens=0))
+        tokens = _begin(conversation, "y" * 1200).tokens
+
+        assert prompt_tokens + _estimate("y" * 1200, expected) == tokens
+
+
+def test_a_dense_first_message_is_not_taken_for_the_system_prompt() -> None:
+    """What a first message has more of than was estimated goes when its turn goes."""
+    conversation = _conversation()
+    _begin(conversation, "\u1019" * 1500, window=8192)
+    conversation.commit("a", usage=Usage(prompt_tokens=4000, completion_tokens=1))
+
+    prompt = _begin(conversation, "y" * 6000, window=8192)
+    assert 1 == prompt.dropped_turns
+    assert prompt.tokens < 6000 + 100
+
+
+def test_engine_that_counts_nothing_leaves_the_estimates() -> None:
+    """A count of no prompt tokens is no count: some servers say it for a prompt found in their cache."""
+    conversation = _conversation()
+    _begin(conversation, "x" * 300)
+    conversation.commit("y" * 300, usage=Usage(prompt_tokens=0, completion_tokens=90))
+
+    assert _estimate("") + 3 * _estimate("x" * 300) == _begin(conversation, "x" * 300).tokens
+
+
+def test_engine_that_counts_only_what_is_new_is_not_believed() -> None:
+    """A count far below what is known of the history leaves the history's size as it was."""
+    conversation = _conversation()
+    _begin(conversation, "x" * 6000)
+    conversation.commit("first", usage=Usage(prompt_tokens=2000, completion_tokens=2))
+    _begin(conversation, "two")
+    conversation.commit("second", usage=Usage(prompt_tokens=9, completion_tokens=2))
+
+    assert _begin(conversation, "three").tokens > 2002
+
+
+def test_system_prompt_changes_with_the_next_turn() -> None:
+    """A new system prompt is in the next prompt and counted as new."""
+    conversation = _conversation("short")
+    _begin(conversation, "one")
+    conversation.commit("first", usage=Usage(prompt_tokens=20, completion_tokens=5))
+    conversation.set_system_prompt("x" * 3000)
+    prompt = _begin(conversation, "two")
+
+    assert ("system", "x" * 3000) == _said(prompt)[0]
+    assert prompt.tokens >= 3000 / 6
+
+
+def test_system_prompt_changed_while_a_turn_is_open() -> None:
+    """The engine's count of a running turn is not taken for that of the prompt that follows."""
+    conversation = _conversation()
+    _begin(conversation, "one")
+    conversation.set_system_prompt("x" * 6000)
+    assert "x" * 6000 == conversation.system_prompt
+    conversation.commit("first", usage=Usage(prompt_tokens=12, completion_tokens=5))
+
+    assert _begin(conversation, "two").tokens >= 6000 / 6
+    conversation.rollback()
+    with pytest.raises(ContextOverflow):
+        _begin(conversation, "two", window=512)
+
+
+def test_same_system_prompt_again_changes_nothing() -> None:
+    """Setting what already stands keeps the engine's count of it."""
+    conversation = _conversation("Be kind.")
+    _begin(conversation, "one")
+    conversation.commit("first", usage=Usage(prompt_tokens=50, completion_tokens=5))
+    before = _begin(conversation, "two").tokens
+    conversation.rollback()
+    conversation.set_system_prompt("Be kind.")
+
+    assert before == _begin(conversation, "two").tokens
+
+
+def test_repr_is_a_snapshot() -> None:
+    """A conversation tells where it stands, and not what was said."""
+    conversation = _conversation("secret")
+    _begin(conversation, "secret")
+
+    assert "<Conversation: 0 turns, open turn, 0 dropped>" == repr(conversation)
+    conversation.commit("secret")
+    assert "<Conversation: 1 turns, no open turn, 0 dropped>" == repr(conversation)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Any conversation
+
+
+@dataclass(frozen=True)
+class Say:
+    """One turn: what is said, how large the window is, and how the turn ends."""
+
+    text: str
+    answer: str
+    end: str
+    window: int
+    max_tokens: int
+
+
+# A letter and how often: as varied in size as texts, and much cheaper to make.
+_texts = st.builds(lambda char, count: char * count, st.sampled_from("aé日🙂"), st.sampled_from([1, 2, 7, 40, 300]))
+_answers = st.just("") | _texts
+_turns = st.lists(
+    st.builds(
+        Say,
+        text=_texts,
+        answer=_answers,
+        end=st.sampled_from(["counted", "counted", "uncounted", "interrupted", "failed"]),
+        window=st.sampled_from([256, 600, 600, 8192]),
+        max_tokens=st.sampled_from([1, 100, 10_000]),
+    ),
+    min_size=1,
+    max_size=12,
+)
+_systems = st.sampled_from(["", "Be kind.", "x" * 200])
+_limits = st.sampled_from([1, 2, 5, 8, 1000])
+
+
+@dataclass
+class Engine:
+    """Counts as tokenizers do: a head for the template, and for each message its marks and its bytes."""
+
+    bytes_per_token: int
+    head: int = 7
+    marks: int = 4
+
+    def text(self, text: str) -> int:
+        return -(-len(text.encode()) // self.bytes_per_token)
+
+    def prompt(self, messages: tuple[Message, ...]) -> int:
+        return self.head + sum(self.marks + self.text(message.content) for message in messages)
+
+
+_engines = st.builds(Engine, st.sampled_from([1, 3, 8]))
+
+
+@dataclass
+class Book:
+    """Everything that was ever said and not undone, for comparison."""
+
+    turns: list[tuple[str, str]] = field(default_factory=list)
+    dropped: int = 0
+
+
+def _end(conversation: Conversation, say: Say, usage: Usage) -> None:
+    match say.end:
+        case "failed":
+            conversation.rollback()
+        case "counted":
+            conversation.commit(say.answer, usage=usage)
+        case _:
+            conversation.commit(say.answer, interrupted=say.end == "interrupted")
+
+
+def _state(conversation: Conversation) -> tuple[tuple[Turn, ...], str, int]:
+    return copy.deepcopy(conversation.turns), repr(conversation), conversation.messages_kept
+
+
+@settings(max_examples=25 * FUZZ, deadline=None)
+@given(_turns, _systems, _limits, _engines)
+def test_any_conversation(turns: list[Say], system: str, limit: int, engine: Engine) -> None:
+    """System prompt and newest message are always there, roles alternate, and nothing is lost unseen."""
+    conversation = _conversation(system, limit)
+    book = Book()
+    for say in turns:
+        before = _state(conversation)
+        try:
+            prompt = _begin(conversation, say.text, say.window, say.max_tokens)
+        except ContextOverflow:
+            assert before == _state(conversation)
+            continue
+        roles = [message.role for message in prompt.messages]
+        if system:
+            assert Message("system", system) == prompt.messages[0]
+            del roles[0]
+        assert ["user", "assistant"] * (len(roles) // 2) + ["user"] == roles
+        assert prompt.messages[-1].content.split("\n")[-1] == say.text
+        assert before[0] == conversation.turns
+
+        usage = Usage(prompt_tokens=engine.prompt(prompt.messages), completion_tokens=engine.text(say.answer))
+        _end(conversation, say, usage)
+        if say.end == "failed":
+            assert before == _state(conversation)
+        else:
+            book.turns.append((say.text, say.answer))
+            book.dropped += prompt.dropped_turns
+            assert book.dropped == conversation.dropped_turns
+        assert book.turns[book.dropped :] == [(turn.user, turn.answer) for turn in conversation.turns]
+        assert limit + 1 >= conversation.messages_kept
+
+
+@settings(max_examples=20 * FUZZ, deadline=None)
+@given(_turns, _systems, _limits, _engines)
+def test_prefix_is_kept_between_trims(turns: list[Say], system: str, limit: int, engine: Engine) -> None:
+    """Unless turns are dropped, a prompt begins with all of the one before but its newest message."""
+    conversation = _conversation(system, limit)
+    last: tuple[Message, ...] = ()
+    for say in turns:
+        try:
+            prompt = _begin(conversation, say.text, say.window, say.max_tokens)
+        except ContextOverflow:
+            continue
+        if prompt.dropped_turns == 0:
+            assert last[:-1] == prompt.messages[: len(last[:-1])]
+        usage = Usage(prompt_tokens=engine.prompt(prompt.messages), completion_tokens=engine.text(say.answer))
+        _end(conversation, say, usage)
+        if say.end != "failed" or prompt.dropped_turns == 0:
+            last = prompt.messages
+
+
+@settings(max_examples=25 * FUZZ, deadline=None)
+@given(_turns, _systems, _engines)
+def test_accounting_is_exact(turns: list[Say], system: str, engine: Engine) -> None:
+    """After a counted turn the next prompt's size is the engine's count, and an estimate of the new message."""
+    conversation = _conversation(system)
+    for say in turns:
+        try:
+            prompt = _begin(conversation, say.text, say.window, say.max_tokens)
+        except ContextOverflow:
+            continue
+        usage = Usage(prompt_tokens=engine.prompt(prompt.messages), completion_tokens=engine.text(say.answer))
+        _end(conversation, say, usage)
+        if say.end == "counted":
+            size = _begin(conversation, "more", 10**7, 1).tokens - conversation._estimate("more")
+            conversation.rollback()
+            assert usage.prompt_tokens + usage.completion_tokens == size
+        assert all(turn.tokens >= 0 for turn in conversation.turns)
+        assert 0 <= conversation._system_size()
+
+
+@settings(max_examples=10 * FUZZ, deadline=None)
+@given(st.lists(_texts, min_size=2, max_size=30), _systems, _engines)
+def test_prompts_fit_where_the_engine_counts(texts: list[str], system: str, engine: Engine) -> None:
+    """With an engine that counts, prompts after the first have the room that was promised to the answer."""
+    conversation = _conversation(system)
+    counted = False
+    for text in texts:
+        prompt = _begin(conversation, text, 4096, 512)
+        real = engine.prompt(prompt.messages)
+        if counted and engine.bytes_per_token > 1:
+            assert 4096 - 512 >= real
+        conversation.commit(text, usage=Usage(prompt_tokens=real, completion_tokens=engine.text(text)))
+        counted = True

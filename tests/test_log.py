@@ -1,0 +1,499 @@
+"""What a log line may hold and what it must not, in both formats."""
+
+import asyncio
+import json
+import logging
+import math
+import os
+import sys
+import timeit
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import structlog
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from llm_service import log
+from llm_service.errors import ConfigurationError, EngineRejected, EngineTimeout
+from llm_service.generation import Delta, GenerationRequest, Message, SamplingParams
+
+PROMPT = "canary-prompt-7f3a"
+KEY = "canary-key-91bc"
+
+Record = dict[str, Any]
+Lines = Callable[[], list[Record]]
+
+anything = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+hostile = st.text(alphabet=st.sampled_from("a \"'\\{}=\x00\t\n\r\x0b\x0c\x1b\x1c\x7f\x85\u2028\u2029\u202e\ud800é"))
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    """Put logging's and structlog's global state back as it was."""
+    names = ("", "llm_service", "httpx", "httpcore", *log._SELF_HANDLING)
+    loggers = [logging.getLogger(name) for name in names]
+    before = [(logger, logger.level, logger.propagate, logger.handlers[:]) for logger in loggers]
+    logger_class, configured, config = logging.getLoggerClass(), structlog.is_configured(), structlog.get_config()
+    yield
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, log._Handler):
+            handler.close()
+    for logger, level, propagate, handlers in before:
+        logger.setLevel(level)
+        logger.propagate = propagate
+        logger.handlers[:] = handlers
+    logging.setLoggerClass(logger_class)
+    structlog.contextvars.clear_contextvars()
+    structlog.reset_defaults()
+    if configured:
+        structlog.configure(**config)
+
+
+@pytest.fixture
+def json_lines(capsys: pytest.CaptureFixture[str]) -> Lines:
+    """Log JSON at DEBUG; a call returns the lines since the last."""
+    log.configure("DEBUG", "json")
+    return lambda: [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+
+
+@pytest.fixture
+def console(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
+    log.configure("DEBUG", "console")
+    return lambda: capsys.readouterr().err
+
+
+def without_pytests_handlers() -> None:
+    """Remove pytest's handlers for this test: they raise where a line can't be formatted their way."""
+    root = logging.getLogger()
+    root.handlers[:] = [handler for handler in root.handlers if isinstance(handler, log._Handler)]
+
+
+def ours() -> structlog.typing.FilteringBoundLogger:
+    return log.get_logger("llm_service.test")
+
+
+def test_a_line_of_ours(json_lines: Lines) -> None:
+    """A line has its event, level, logger, time in UTC and the values given and bound."""
+    with structlog.contextvars.bound_contextvars(session_id="s-1"):
+        ours().warning("client is slow", pending_bytes=7)
+    (line,) = json_lines()
+    assert line.pop("timestamp").endswith("Z")
+    assert line == {
+        "event": "client is slow", "level": "warning", "logger": "llm_service.test", "session_id": "s-1",
+        "pending_bytes": 7,
+    }  # fmt: skip
+
+
+def test_a_line_of_a_library(json_lines: Lines) -> None:
+    """A library's record has the same shape, its session included."""
+    with structlog.contextvars.bound_contextvars(session_id="s-1"):
+        logging.getLogger("aiohttp.server").error("Error %s of %d", "one", 2)
+    (line,) = json_lines()
+    assert line.pop("timestamp").endswith("Z")
+    assert line == {"event": "Error one of 2", "level": "error", "logger": "aiohttp.server", "session_id": "s-1"}
+
+
+def test_levels(json_lines: Lines, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ours are heard from the level on; libraries never below INFO, whatever level they set themselves."""
+    for name in ("websockets", "uvicorn.error"):
+        logging.getLogger(name).setLevel(logging.DEBUG)
+        logging.getLogger(name).debug("< TEXT %r", PROMPT)
+        logging.getLogger(name).setLevel(logging.NOTSET)
+    ours().debug("heard")
+    assert [line["event"] for line in json_lines()] == ["heard"]
+    log.configure("ERROR", "json")
+    ours().warning("not heard")
+    logging.getLogger("uvicorn.error").warning("not heard")
+    ours().error("heard")
+    assert [line["event"] for line in json_lines()] == ["heard"]
+
+
+def test_a_filtered_call_is_cheap(json_lines: Lines) -> None:
+    """A debug call at INFO costs a few microseconds, a bound one a fraction of one; the bounds are ten times that."""
+    log.configure("INFO", "json")
+    logger, bound = ours(), ours().bind(session_id="s-1")
+    assert timeit.timeit(lambda: logger.debug("never", text="x"), number=2000) / 2000 < 20e-6
+    assert timeit.timeit(lambda: bound.debug("never", text="x"), number=2000) / 2000 < 2e-6
+
+
+@given(key=st.text(), value=anything | hostile, event=st.text() | hostile)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
+def test_nothing_breaks_a_json_line(capsys: pytest.CaptureFixture[str], key: str, value: object, event: str) -> None:
+    """Any text in any field: one line, ASCII, that parses and gives back the value or its redaction."""
+    log.configure("DEBUG", "json")
+    reserved = {"event", "level", "logger", "timestamp", "exception", "stack", "exc_info", "self", "text", "nested"}
+    key = f"{key}_" if key in reserved | {"_record", "_from_structlog"} else key
+    ours().info(event, **{key: value}, nested={"inner": [value]}, text=value)
+    written = capsys.readouterr().err
+    assert written.isascii()
+    assert not {c for c in written if not c.isprintable()} - {"\n"}
+    (line,) = written.splitlines()
+    found = json.loads(line)
+    assert found["event"] == event
+    assert found["text"] == sized(value)
+    assert found["nested"] == {"inner": [redacted(value)]}
+    assert found[key] == field(key, value)
+
+
+def sized(value: object) -> object:
+    """Return what a line shows of a text, whatever stands in its place; written apart from the code under test."""
+    if isinstance(value, (str, list, dict)):
+        return f"<{len(value)} {'characters' if isinstance(value, str) else 'items'}>"
+    return None if value is None else f"<{type(value).__name__}>"
+
+
+def field(key: str, value: object) -> object:
+    name = key.lower().replace("-", "_")
+    if name in log.SECRETS or name.endswith(log._SECRET_ENDINGS):
+        return None if value is None else log.STARS
+    return sized(value) if name in log.TEXTS else redacted(value)
+
+
+def redacted(value: object) -> object:
+    """Return what a line shows of plain data."""
+    if isinstance(value, dict):
+        return {key: field(key, inner) for key, inner in value.items()}
+    return [redacted(inner) for inner in value] if isinstance(value, list) else value
+
+
+@given(key=hostile, value=hostile, event=hostile)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
+def test_nothing_breaks_a_console_line(capsys: pytest.CaptureFixture[str], key: str, value: str, event: str) -> None:
+    """Any text in any field: one line, and no character in it steers a terminal."""
+    log.configure("DEBUG", "console")
+    ours().info(event, **{f"k{key}": value, "exception": value, "stack": value}, nested={key: [value]})
+    logging.getLogger("uvicorn.error").info("%s", value)
+    written = capsys.readouterr().err
+    assert [line[:2] for line in written.splitlines()] == ["20", "20"]
+    assert not {c for c in written if not c.isprintable()} - {"\n"}
+
+
+def test_the_console_shows_what_it_escapes(console: Callable[[], str]) -> None:
+    """Control characters are visible as escapes; ordinary values are plain; no colours without a terminal."""
+    ours().info("half\r\nline", plain="abc", spaced="a b", escape="\x1b[31m", other="日本", number=3)
+    line = console()
+    for part in ("half\\r\\nline", "plain=abc", 'spaced="a b"', "escape=\\x1b[31m", "other=日本", "number=3", "[info"):
+        assert part in line
+
+
+def test_colours_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal gets colours, and still no escape of a client's."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    log.configure("INFO", "console")
+    ours().info("hello", value="\x1b[2J")
+    written = capsys.readouterr().err
+    assert "\x1b[0m" in written
+    assert "\x1b[2J" not in written
+
+
+def test_texts_and_secrets_are_not_written(json_lines: Lines) -> None:
+    """Texts show as lengths and secrets as stars, at every depth, in any writing of the key; None stays None."""
+    ours().info(
+        "message",
+        text="hello",
+        messages=[1, 2],
+        data=b"abc",
+        prompt=None,
+        Authorization="Bearer x",
+        headers={"X-Api-Key": KEY, "cookie": KEY, "Accept": "*/*"},
+        config=[{"system_prompt": "be kind", "OPENAI_API_KEY": KEY, "top_k": 3}],
+        answer=12,
+    )
+    (line,) = json_lines()
+    shown = {key: line[key] for key in line if key not in {"event", "level", "logger", "timestamp"}}
+    assert shown == {
+        "text": "<5 characters>",
+        "messages": "<2 items>",
+        "data": "<3 bytes>",
+        "prompt": None,
+        "Authorization": "********",
+        "headers": {"X-Api-Key": "********", "cookie": "********", "Accept": "*/*"},
+        "config": [{"system_prompt": "<7 characters>", "OPENAI_API_KEY": "********", "top_k": 3}],
+        "answer": "<int>",
+    }
+
+
+def test_log_prompts_shows_texts_but_no_secrets(capsys: pytest.CaptureFixture[str]) -> None:
+    """LOG_PROMPTS lifts the redaction of texts and of library exceptions, never that of keys."""
+    log.configure("DEBUG", "json", log_prompts=True)
+    try:
+        int(PROMPT)
+    except ValueError as error:
+        ours().exception("failed", text=PROMPT, api_key=KEY, error=error, delta=Delta(PROMPT))
+    written = capsys.readouterr().err
+    line = json.loads(written)
+    assert line["text"] == PROMPT
+    assert (
+        line["error"]
+        == line["exception"][0]["error"]
+        == f"ValueError: invalid literal for int() with base 10: {PROMPT!r}"
+    )
+    assert KEY not in written
+
+
+@dataclass
+class Bag:
+    content: str
+    size: int
+
+
+class Rude:
+    def __repr__(self) -> str:
+        return PROMPT
+
+    def __len__(self) -> int:
+        raise RuntimeError(PROMPT)
+
+    def __iter__(self) -> Iterator[int]:
+        raise RuntimeError(PROMPT)
+
+    def __contains__(self, item: object) -> bool:
+        return False
+
+
+def test_objects_are_shown_without_their_texts(json_lines: Lines) -> None:
+    """Structs and dataclasses are read field by field; anything else shows as its class, even if it misbehaves."""
+    without_pytests_handlers()
+    circle: list[object] = []
+    circle.append(circle)
+    ours().info(
+        "objects",
+        delta=Delta(PROMPT),
+        events=[Delta(PROMPT), Bag(PROMPT, 3)],
+        folder=Path("/tmp/x"),
+        thing=object(),
+        rude=Rude(),
+        raw=PROMPT.encode(),
+        circle=circle,
+        big=10**5000,
+        inf=math.inf,
+        keys={1: 1, None: 2, (PROMPT,): 3},
+        errors=[ValueError(PROMPT), EngineTimeout("No token for 5 s.")],
+    )
+    (line,) = json_lines()
+    assert line["events"] == [{"text": "<18 characters>", "thinking": False}, {"content": "<18 characters>", "size": 3}]
+    assert (line["delta"], line["thing"], line["rude"], line["raw"]) == ("<Delta>", "<object>", "<Rude>", "<18 bytes>")
+    assert (line["folder"], line["inf"], line["keys"]) == ("/tmp/x", "inf", {"1": 1, "None": 2, "…": 3})
+    assert line["big"].endswith(" bits>")
+    assert line["errors"] == ["ValueError", "EngineTimeout: No token for 5 s."]
+    assert PROMPT not in json.dumps(line)
+
+
+def fail(text: str) -> None:
+    try:
+        json.loads("{" + text)
+    except json.JSONDecodeError as error:
+        try:
+            raise EngineRejected("Ollama answered with something else than JSON.") from error
+        finally:
+            del text
+
+
+def test_exceptions_keep_their_stack_and_lose_their_text(json_lines: Lines) -> None:
+    """Type, file, line and function of each exception of the chain; only our own say what happened."""
+    try:
+        fail(PROMPT)
+    except EngineRejected:
+        ours().exception("turn failed")
+    (line,) = json_lines()
+    outer, inner = line["exception"]
+    assert (outer["how"], outer["error"]) == (
+        "raised",
+        "EngineRejected: Ollama answered with something else than JSON.",
+    )
+    assert (inner["how"], inner["error"]) == ("caused by", "JSONDecodeError")
+    assert outer["frames"][-1].startswith(__file__)
+    assert outer["frames"][-1].endswith(" in fail")
+    assert PROMPT not in json.dumps(line)
+
+
+def test_groups_and_deep_stacks(json_lines: Lines) -> None:
+    """A group's members are in its trace; a recursion of a thousand frames shows its innermost ones."""
+
+    def down(depth: int) -> None:
+        if depth == 0:
+            raise ExceptionGroup(PROMPT, [KeyError(PROMPT), EngineTimeout("late")])
+        down(depth - 1)
+
+    try:
+        down(200)
+    except ExceptionGroup:
+        ours().error("many", exc_info=True)
+    (line,) = json_lines()
+    assert [entry["error"] for entry in line["exception"]] == ["ExceptionGroup", "KeyError", "EngineTimeout: late"]
+    assert len(line["exception"][0]["frames"]) == 50
+    assert PROMPT not in json.dumps(line)
+
+
+def test_a_trace_on_the_console(console: Callable[[], str]) -> None:
+    """The console shows the stack below the line, indented, with the same redaction."""
+    try:
+        fail(PROMPT)
+    except EngineRejected:
+        ours().exception("turn failed")
+    first, *rest = console().splitlines()
+    assert "turn failed" in first
+    assert rest[0] == "  raised EngineRejected: Ollama answered with something else than JSON."
+    assert "  caused by JSONDecodeError" in rest
+    assert PROMPT not in "".join(rest)
+
+
+@pytest.mark.parametrize("name", ["uvicorn.access", "uvicorn.error"])
+def test_queries_are_stripped(json_lines: Lines, name: str) -> None:
+    """No query string of a request or a WebSocket reaches the log, whatever is in it, nor one of another URL."""
+    for query in (f"token={KEY}", f'a="b {KEY}', f"a=?{KEY}"):
+        arguments = ("1.2.3.4:5", "GET", f"/ws/llm?{query}", "1.1", 101)
+        logging.getLogger(name).info('%s - "%s %s HTTP/%s" %d', *arguments)
+    logging.getLogger(name).info("asked %s", httpx.URL(f"http://x/y?key={KEY}"))
+    logging.getLogger(name).info(f"asked http://x/y?key={KEY} twice")  # noqa: G004
+    lines = json_lines()
+    assert {line["event"] for line in lines[:3]} == {'1.2.3.4:5 - "GET /ws/llm HTTP/1.1" 101'}
+    assert [line["event"] for line in lines[3:]] == ["asked http://x/y", "asked http://x/y twice"]
+
+
+def test_invalid_utf8_is_one_line(json_lines: Lines) -> None:
+    """uvicorn's traceback for a client's bad bytes becomes a warning without one."""
+    try:
+        b"\xff".decode()
+    except UnicodeDecodeError:
+        logging.getLogger("uvicorn.error").exception("Invalid UTF-8 sequence received from client.")
+    (line,) = json_lines()
+    assert line["level"] == "warning"
+    assert "exception" not in line
+
+
+def test_exceptions_inside_a_library_message(json_lines: Lines) -> None:
+    """An exception that is a message or an argument shows as its type; arguments that don't fit lose nothing else."""
+    without_pytests_handlers()
+    logger = logging.getLogger("some.library")
+    logger.error(ValueError(PROMPT))
+    logger.error("failed: %s", ValueError(PROMPT))
+    logger.error("failed: %(why)s", {"why": ValueError(PROMPT)})
+    logger.error("failed: %d", ValueError(PROMPT))
+    logger.error("first\nsecond " + PROMPT)  # noqa: G003
+    assert [line["event"] for line in json_lines()] == [
+        "ValueError", "failed: ValueError", "failed: ValueError", "failed: %d (its arguments do not fit)", "first",
+    ]  # fmt: skip
+
+
+async def test_asyncio_does_not_quote(json_lines: Lines) -> None:
+    """asyncio's reports of lost exceptions and failed callbacks carry the stack, not what was in hand."""
+
+    async def lost() -> None:
+        raise KeyError(PROMPT)
+
+    def callback(_text: str) -> None:
+        raise ValueError(PROMPT)
+
+    loop = asyncio.get_running_loop()
+    task = asyncio.create_task(lost())
+    await asyncio.sleep(0)
+    loop.call_exception_handler(
+        {"message": "Task exception was never retrieved", "exception": task.exception(), "task": task}
+    )
+    loop.call_soon(callback, PROMPT)
+    await asyncio.sleep(0.01)
+    first, second = json_lines()
+    assert (first["event"], first["exception"][0]["error"]) == ("Task exception was never retrieved", "KeyError")
+    assert second["event"].startswith("Exception in callback")
+    assert PROMPT not in json.dumps([first, second])
+
+
+def test_canaries(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """At DEBUG, in both formats and the file: a prompt and a key that pass through everything are nowhere."""
+    request = GenerationRequest("m", (Message("user", PROMPT),), SamplingParams(0, 1, 1, 9, stop=("x",)), 256)
+    for log_format in ("console", "json"):
+        log.configure("DEBUG", log_format, str(tmp_path))
+        logger = ours().bind(api_key=KEY)
+        try:
+            int(f"{PROMPT} {KEY}")
+        except ValueError as error:
+            logger.debug("generating", request=request, prompt=PROMPT, headers={"authorization": f"Bearer {KEY}"})
+            logger.exception("failed", error=error, token=KEY, line=PROMPT.encode())
+            logging.getLogger("aiohttp.server").exception("Unhandled %s", error)  # noqa: TRY401
+            logging.getLogger("websockets").debug("> TEXT %s", PROMPT)
+            logging.getLogger("httpx").info('HTTP Request: POST http://x/?key=%s "200"', KEY)
+            logging.getLogger("uvicorn.error").exception("Exception in ASGI application\n")
+    written = capsys.readouterr().err + (tmp_path / "llm-service.log").read_text()
+    assert "generating" in written
+    assert (PROMPT in written, KEY in written) == (False, False)
+
+
+def test_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a path every line is also JSON in a file, in a folder that is made; each worker has its own."""
+    folder = tmp_path / "a" / "b"
+    log.configure("INFO", "console", str(folder))
+    ours().info("one", text="hello")
+    log.configure("INFO", "json", str(folder), worker=2)
+    ours().info("two")
+    assert json.loads((folder / "llm-service.log").read_text())["text"] == "<5 characters>"
+    assert json.loads((folder / "llm-service-2.log").read_text())["event"] == "two"
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_the_file_rotates(tmp_path: Path) -> None:
+    """A full file is put aside, five are kept, and no line is torn."""
+    log.configure("INFO", "json", str(tmp_path))
+    handler = next(handler for handler in logging.getLogger().handlers if isinstance(handler, log._File))
+    assert (handler.maxBytes, handler.backupCount) == (10 * 1024 * 1024, 5)
+    handler.maxBytes = 1000
+    for number in range(200):
+        ours().info("line", number=number)
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 6
+    for file in files:
+        assert all(json.loads(line)["event"] == "line" for line in file.read_text().splitlines())
+
+
+@pytest.mark.parametrize("path", ["file/sub", "nul\0"])
+def test_a_folder_that_cannot_be_written(tmp_path: Path, path: str) -> None:
+    """It is a ConfigurationError that names LOG_PATH and the reason; the logging there was stays."""
+    (tmp_path / "file").write_text("")
+    before = logging.getLogger().handlers[:]
+    with pytest.raises(ConfigurationError, match=r"LOG_PATH=.*cannot be written"):
+        log.configure("INFO", "json", str(tmp_path / path))
+    assert logging.getLogger().handlers == before
+
+
+def test_a_lost_line_does_not_spill(json_lines: Lines, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """When the file can't be written (a full disk), that is said without the line."""
+    log.configure("INFO", "json", str(tmp_path))
+    handler = next(handler for handler in logging.getLogger().handlers if isinstance(handler, log._File))
+    handler.maxBytes = 0
+    handler.close()
+    handler.stream = open(os.devnull, encoding="utf-8")  # noqa: SIM115 - to read, hence not to be written
+    ours().info("hello", text=PROMPT)
+    assert capsys.readouterr().err.splitlines()[-1] == "a log line was lost: UnsupportedOperation"
+
+
+def test_configuring_again_replaces(json_lines: Lines) -> None:
+    """A second configuration does not double the lines, and leaves handlers of others alone."""
+    stranger = logging.NullHandler()
+    logging.getLogger().addHandler(stranger)
+    log.configure("INFO", "json")
+    log.configure("INFO", "json")
+    ours().info("once")
+    assert len(json_lines()) == 1
+    assert stranger in logging.getLogger().handlers
+
+
+def test_libraries_with_handlers_are_taken_over(json_lines: Lines) -> None:
+    """huggingface_hub's own handler is removed; its records come through ours."""
+    logger = logging.getLogger("huggingface_hub")
+    logger.addHandler(logging.StreamHandler())
+    log.take_over("huggingface_hub")
+    logging.getLogger("huggingface_hub.file_download").warning("slow")
+    assert [line["event"] for line in json_lines()] == ["slow"]

@@ -1,0 +1,196 @@
+"""What /metrics shows, that nobody can make it grow, and that workers' figures add up."""
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
+
+from llm_service.errors import Category
+from llm_service.metrics import CONTENT_TYPE, MESSAGE_TYPES, SHED_REASONS, Metrics, render, shared_registry
+
+
+def fresh(*models: str) -> tuple[Metrics, CollectorRegistry]:
+    registry = CollectorRegistry()
+    return Metrics(registry, models=models, version="1.2.3"), registry
+
+
+def series(registry: CollectorRegistry) -> set[str]:
+    """Return every series as it stands in the text, without its value."""
+    return {line.rpartition(" ")[0] for line in render(registry).decode().splitlines() if not line.startswith("#")}
+
+
+def feed_all(metrics: Metrics) -> None:
+    """Touch every way to feed a collector."""
+    response = metrics.for_engine("ollama", "small")
+    response.observe_first_token(0.2)
+    response.observe_inter_token(0.02)
+    response.observe_cancel_to_idle(0.001)
+    for observe in response.observe_duration.values():
+        observe(1.5)
+    for count in response.count_tokens.values():
+        count(3)
+    response.running.inc()
+    metrics.event_loop_delay.observe(0.002)
+    metrics.sessions_active.set(2)
+    metrics.connections_active.set(3)
+    metrics.set_engine_healthy("ollama", True)
+    for counter in (metrics.sessions, metrics.cancels, metrics.slow_clients):
+        counter.inc()
+    metrics.count_error("gpu")
+    metrics.count_shed("queue_full")
+    metrics.count_message("cancel")
+
+
+def test_the_text_is_prometheus_format() -> None:
+    """The rendering parses, every name has our prefix, and no `_created` series is in it."""
+    metrics, registry = fresh("small")
+    feed_all(metrics)
+    families = list(text_string_to_metric_families(render(registry).decode()))
+    assert {family.name.partition("_")[0] for family in families} == {"fasttalk"}
+    assert not [name for name in series(registry) if "_created" in name]
+    assert CONTENT_TYPE.startswith("text/plain; version=0.0.4")
+
+
+def test_promtool_has_no_complaint() -> None:
+    """Prometheus's own linter accepts names, units and help texts."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (Debian package prometheus)")
+    metrics, registry = fresh("small")
+    feed_all(metrics)
+    done = subprocess.run(
+        [promtool, "check", "metrics"], input=render(registry), capture_output=True, check=False, timeout=30
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_what_is_fed_is_shown() -> None:
+    """Each way to feed reaches its series, with the labels that the dashboards use."""
+    metrics, registry = fresh("small")
+    feed_all(metrics)
+    pair = {"engine": "ollama", "model": "small"}
+    shown = {
+        "time_to_first_token_seconds_sum": (pair, 0.2),
+        "inter_token_latency_seconds_sum": (pair, 0.02),
+        "cancel_to_idle_seconds_sum": (pair, 0.001),
+        "request_duration_seconds_sum": ({**pair, "outcome": "cancelled"}, 1.5),
+        "tokens_total": ({**pair, "token_type": "cached"}, 3),
+        "responses_running": (pair, 1),
+        "event_loop_delay_seconds_sum": ({}, 0.002),
+        "sessions_active": ({}, 2),
+        "connections_active": ({}, 3),
+        "engine_healthy": ({"engine": "ollama"}, 1),
+        "sessions_total": ({}, 1),
+        "cancels_total": ({}, 1),
+        "slow_clients_total": ({}, 1),
+        "errors_total": ({"category": "gpu"}, 1),
+        "sheds_total": ({"reason": "queue_full"}, 1),
+        "messages_total": ({"type": "cancel"}, 1),
+    }
+    assert {
+        name: (labels, registry.get_sample_value(f"fasttalk_{name}", labels)) for name, (labels, _) in shown.items()
+    } == shown
+    assert 'fasttalk_build_info{python="' in render(registry).decode()
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "last", "count"),
+    [
+        ("time_to_first_token", "0.001", "160.0", 20),
+        ("inter_token_latency", "0.001", "2.5", 16),
+        ("request_duration", "0.01", "327.68", 16),
+        ("cancel_to_idle", "0.001", "10.0", 13),
+        ("event_loop_delay", "0.001", "10.0", 13),
+    ],
+)
+def test_buckets(name: str, first: str, last: str, count: int) -> None:
+    """The buckets are those of performance.md; each is there once beside +Inf."""
+    metrics, registry = fresh("small")
+    feed_all(metrics)
+    family = next(family for family in registry.collect() if family.name == f"fasttalk_{name}_seconds")
+    bounds = [sample.labels["le"] for sample in family.samples if sample.name.endswith("_bucket")]
+    bounds = list(dict.fromkeys(bounds))
+    assert (bounds[0], bounds[-2], bounds[-1], len(bounds) - 1) == (first, last, "+Inf", count)
+
+
+def test_the_number_of_series_is_constant() -> None:
+    """10,000 random models, message types and reasons add not one series to those that were there."""
+    metrics, registry = fresh("small")
+    feed_all(metrics)
+    metrics.for_engine("ollama", "unheard-of")
+    before = series(registry)
+    source = random.Random(1)
+    for _ in range(10_000):
+        name = "".join(chr(source.randrange(1, 0xD800)) for _ in range(source.randrange(20)))
+        response = metrics.for_engine("ollama", name)
+        response.observe_first_token(0.1)
+        metrics.count_message(name)
+        metrics.count_shed(name)
+    assert series(registry) == before
+    labels = {"engine": "ollama", "model": "other"}
+    assert registry.get_sample_value("fasttalk_time_to_first_token_seconds_count", labels) == 10_000
+    assert registry.get_sample_value("fasttalk_messages_total", {"type": "other"}) == 10_000
+
+
+def test_series_exist_before_the_first_event() -> None:
+    """Known categories, reasons and types are there at 0, so that the first event is a rise."""
+    _, registry = fresh()
+    for name, label, values in (
+        ("errors", "category", get_args(Category)),
+        ("sheds", "reason", SHED_REASONS),
+        ("messages", "type", MESSAGE_TYPES),
+    ):
+        for value in (*values, "other"):
+            assert registry.get_sample_value(f"fasttalk_{name}_total", {label: value}) == 0
+
+
+def test_children_are_made_once() -> None:
+    """The same pair is the same object: the token path looks nothing up."""
+    metrics, _ = fresh("small")
+    assert metrics.for_engine("ollama", "small") is metrics.for_engine("ollama", "small")
+    assert metrics.for_engine("ollama", "a") is metrics.for_engine("ollama", "b")
+
+
+def test_two_services_in_a_process_do_not_mix() -> None:
+    """Metrics live on the registry they are given, never on the global one."""
+    one, first = fresh()
+    _, second = fresh()
+    one.cancels.inc()
+    assert first.get_sample_value("fasttalk_cancels_total") == 1
+    assert second.get_sample_value("fasttalk_cancels_total") == 0
+
+
+WORKER = """
+import sys
+from prometheus_client import CollectorRegistry
+from llm_service.metrics import Metrics
+metrics = Metrics(CollectorRegistry(), models=["small"])
+response = metrics.for_engine("ollama", "small")
+response.observe_first_token(0.5)
+response.running.inc()
+metrics.count_message("cancel")
+metrics.sessions_active.set(2)
+metrics.set_engine_healthy("ollama", sys.argv[1] == "healthy")
+"""
+
+
+def test_workers_add_up(tmp_path: Path) -> None:
+    """Two processes' counters, histograms and gauges are summed, and one unwell engine shows as unwell."""
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    for health in ("healthy", "unwell"):
+        subprocess.run([sys.executable, "-c", WORKER, health], env=environment, check=True, timeout=60)
+    registry = shared_registry(str(tmp_path))
+    pair = {"engine": "ollama", "model": "small"}
+    assert registry.get_sample_value("fasttalk_time_to_first_token_seconds_count", pair) == 2
+    assert registry.get_sample_value("fasttalk_responses_running", pair) == 2
+    assert registry.get_sample_value("fasttalk_messages_total", {"type": "cancel"}) == 2
+    assert registry.get_sample_value("fasttalk_sessions_active") == 4
+    assert registry.get_sample_value("fasttalk_engine_healthy", {"engine": "ollama"}) == 0
+    assert b"fasttalk_build_info{" in render(registry)

@@ -1,0 +1,120 @@
+"""Running under uvicorn: addresses, the drain, and answers while it is busy."""
+
+import asyncio
+import signal
+import time
+
+import httpx
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from llm_service.engines.scripted import ScriptedEngine
+from llm_service.errors import ConfigurationError
+from llm_service.serving import bind
+from tests.live import Live, collect, live_service, receive, send, start
+
+
+def test_a_taken_port_is_told() -> None:
+    """The error names the setting, the address and what to do."""
+    with bind("127.0.0.1", 0, setting="LLM_PORT") as first:
+        first.listen()
+        port = first.getsockname()[1]
+        with pytest.raises(ConfigurationError, match=rf"LLM_PORT={port}: cannot listen .* choose another"):
+            bind("127.0.0.1", port, setting="LLM_PORT")
+
+
+def test_an_unknown_host_is_told() -> None:
+    """A host that does not exist is an error of configuration, not a traceback."""
+    with pytest.raises(ConfigurationError, match="cannot listen on no such host"):
+        bind("no such host", 8000, setting="LLM_PORT")
+
+
+async def test_running_responses_finish_at_a_signal() -> None:
+    """At the signal readiness goes, newcomers are told when to come again, idle sessions are closed with 3001, and
+    a running response is not cut."""
+    engine = ScriptedEngine(lambda _: ["word "] * 40, tokens_per_second=100, models=())
+    async with live_service(engine, {"DRAIN_TIMEOUT": "5"}) as live, live.connect() as busy, live.connect() as idle:
+        await start(busy)
+        await start(idle)
+        await send(busy, "user_message", text="go")
+        await receive(busy)
+        live.server.handle_exit(signal.SIGTERM, None)
+        with pytest.raises(ConnectionClosed) as closed:
+            await idle.recv()
+        assert 3001 == closed.value.rcvd.code  # type: ignore[union-attr]
+        assert not live.service.ready
+        with pytest.raises(InvalidStatus) as refused:
+            await live.connect()
+        assert (503, "5") == (refused.value.response.status_code, refused.value.response.headers["Retry-After"])
+        answer = await collect(busy)
+        assert ("response_complete", "word " * 39) == (answer.terminal["type"], answer.text)
+        with pytest.raises(ConnectionClosed) as closed:
+            await busy.recv()
+        assert 3001 == closed.value.rcvd.code  # type: ignore[union-attr]
+
+
+async def test_the_drain_ends() -> None:
+    """A response that outlasts DRAIN_TIMEOUT is cut, and the engine is freed."""
+    engine = ScriptedEngine(lambda _: ["word "] * 100_000, tokens_per_second=100, models=())
+    async with live_service(engine, {"DRAIN_TIMEOUT": "0.3"}) as live, live.connect() as socket:
+        await start(socket)
+        await send(socket, "user_message", text="go")
+        await receive(socket)
+        began = time.monotonic()
+        live.server.handle_exit(signal.SIGTERM, None)
+        with pytest.raises(ConnectionClosed):
+            await collect(socket)
+        assert time.monotonic() - began < 2
+    assert 0 == engine.running
+
+
+async def test_a_second_signal_cuts() -> None:
+    """Who does not want to wait for the drain sends the signal again."""
+    engine = ScriptedEngine(lambda _: ["word "] * 100_000, tokens_per_second=100, models=())
+    async with live_service(engine, {"DRAIN_TIMEOUT": "60"}) as live, live.connect() as socket:
+        await start(socket)
+        await send(socket, "user_message", text="go")
+        await receive(socket)
+        live.server.handle_exit(signal.SIGTERM, None)
+        await receive(socket)
+        live.server.handle_exit(signal.SIGTERM, None)
+        with pytest.raises(ConnectionClosed):
+            await collect(socket)
+
+
+async def _slowest(urls: list[str], seconds: float) -> dict[str, float]:
+    """Ask each address again and again; returns the longest time each took, in milliseconds."""
+    slowest = dict.fromkeys(urls, 0.0)
+    end = time.monotonic() + seconds
+    async with httpx.AsyncClient(trust_env=False) as client:
+        while time.monotonic() < end:
+            for url in urls:
+                began = time.monotonic()
+                (await client.get(url)).raise_for_status()
+                slowest[url] = max(slowest[url], 1000 * (time.monotonic() - began))
+            await asyncio.sleep(0.02)
+    return slowest
+
+
+async def _stream(live: Live) -> None:
+    async with live.connect() as socket:
+        await start(socket)
+        await send(socket, "user_message", text="go")
+        await collect(socket)
+
+
+async def test_probes_answer_while_100_streams_run() -> None:
+    """Health on both ports is answered while 100 sessions stream; the slowest answer of each is printed."""
+    engine = ScriptedEngine(lambda _: ["word "] * 100, tokens_per_second=50, models=())
+    async with live_service(engine, {"LLM_MAX_CONNECTIONS": "100"}) as live, asyncio.TaskGroup() as tasks:
+        for _ in range(100):
+            tasks.create_task(_stream(live))
+        while engine.running < 100:
+            await asyncio.sleep(0.01)
+        urls = [live.url + "/health", live.url + "/stats"]
+        urls += [live.monitoring_url + path for path in ("/health", "/health/live", "/health/ready", "/metrics")]
+        slowest = await _slowest(urls, 1.0)
+        assert 100 == engine.running
+    print()
+    for url, milliseconds in slowest.items():
+        print(f"{url}: at most {milliseconds:.1f} ms")

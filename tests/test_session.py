@@ -1,0 +1,577 @@
+# ruff: noqa: SIM300 - what is expected stands first
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from llm_service import events
+from llm_service.errors import EngineTimeout, InvalidJSON
+from llm_service.events import Cancel, EndSession, SessionConfig, StartSession, UpdateConfig, UserMessage
+from llm_service.generation import Delta, Finish, GenerationRequest, SamplingParams, Usage
+from llm_service.session import Effect, Generate, Send, Session, SessionState, Stop
+from llm_service.session_defaults import SessionDefaults
+
+DEFAULTS = SessionDefaults(
+    provider="scripted",
+    model="small",
+    models=frozenset({"small", "large"}),
+    sampling=SamplingParams(temperature=0.7, top_p=0.9, top_k=40, max_tokens=100),
+    context_window=1024,
+    system_prompt="Be kind.",
+    max_history_messages=50,
+    max_queued_messages=2,
+)
+STARTED_1 = events.SessionStarted(session_id="s-1", provider="scripted", model="small")
+STARTED_2 = events.SessionStarted(session_id="s-2", provider="scripted", model="small")
+STOPPED = Finish("stop")
+
+
+def _session(**more: Any) -> Session:
+    ids: Iterator[str] = (f"s-{number}" for number in range(1, 100))
+    return Session(replace(DEFAULTS, **more), new_id=lambda: next(ids), now=0.0)
+
+
+def _active(config: SessionConfig | None = None) -> Session:
+    session = _session()
+    session.receive(StartSession(config=config), 0.0)
+    return session
+
+
+def _busy(config: SessionConfig | None = None) -> Session:
+    session = _active(config)
+    session.receive(UserMessage(text="one", id="u-1"), 1.0)
+    session.delta(1, Delta("Hel"), 2.0)
+    return session
+
+
+def _sent(effects: Sequence[Effect]) -> list[events.ServerEvent]:
+    return [effect.event for effect in effects if isinstance(effect, Send)]
+
+
+def _request(effects: Sequence[Effect]) -> GenerationRequest:
+    (generate,) = (effect for effect in effects if isinstance(effect, Generate))
+    return generate.request
+
+
+def _error(effects: Sequence[Effect]) -> events.Error:
+    (event,) = _sent(effects)
+    assert isinstance(event, events.Error)
+    return event
+
+
+def _texts(request: GenerationRequest) -> list[str]:
+    return [message.content for message in request.messages]
+
+
+def _history(session: Session) -> list[tuple[str, str, bool]]:
+    return [(turn.user, turn.answer, turn.interrupted) for turn in session.conversation.turns]
+
+
+# Who speaks first
+
+
+def test_client_speaks_first() -> None:
+    """A client that starts a session at once gets session_started as its answer, and no greeting after it."""
+    session = _session()
+
+    assert [Send(STARTED_1)] == session.receive(StartSession(), 0.1)
+    assert SessionState.ACTIVE is session.state
+    assert [] == session.greet(0.25)
+
+
+def test_server_speaks_first() -> None:
+    """A client that was greeted gets session_configured, with its own configuration, for its start_session."""
+    session = _session()
+
+    assert [Send(STARTED_1)] == session.greet(0.25)
+    effects = session.receive(StartSession(config=SessionConfig(top_k=5)), 0.3)
+    assert [Send(events.SessionConfigured(config={"top_k": 5}, provider="scripted"))] == effects
+    assert ("s-1", 5) == (session.id, session.config.top_k)
+
+
+def test_greeted_client_configures_nothing() -> None:
+    """Without a configuration the answer holds an empty one, as FastTalk 1.x's does."""
+    session = _session()
+    session.greet(0.25)
+
+    assert [Send(events.SessionConfigured(config={}, provider="scripted"))] == session.receive(StartSession(), 0.3)
+
+
+def test_user_message_first() -> None:
+    """A user message before start_session starts a session with the defaults and is answered."""
+    session = _session()
+    effects = session.receive(UserMessage(text="hi"), 0.1)
+
+    assert [STARTED_1] == _sent(effects)
+    assert ["Be kind.", "hi"] == _texts(_request(effects))
+
+
+def test_update_config_first() -> None:
+    """A configuration before start_session is not lost: it is that of the session it starts."""
+    session = _session()
+    effects = session.receive(UpdateConfig(config=SessionConfig(top_k=5)), 0.1)
+
+    assert [STARTED_1, events.SessionConfigured(config={"top_k": 5}, provider="scripted")] == _sent(effects)
+    assert [] == session.greet(0.25)
+    assert 5 == _request(session.receive(UserMessage(text="hi"), 0.3)).sampling.top_k
+
+
+def test_start_again_forgets_the_history() -> None:
+    """A second start_session begins a new session: a new id, no history, nothing of the old configuration."""
+    session = _busy(SessionConfig(top_k=5))
+    session.finished(1, STOPPED, 3.0)
+
+    assert [Send(STARTED_2)] == session.receive(StartSession(), 4.0)
+    assert ([], None) == (_history(session), session.config.top_k)
+
+
+def test_start_again_after_a_greeting() -> None:
+    """To a greeted client a second start_session is a second session_configured; the history is gone as well."""
+    session = _session()
+    session.greet(0.25)
+    session.receive(UserMessage(text="one"), 1.0)
+    session.finished(1, STOPPED, 2.0)
+
+    assert [Send(events.SessionConfigured(config={}, provider="scripted"))] == session.receive(StartSession(), 3.0)
+    assert ("s-1", []) == (session.id, _history(session))
+
+
+def test_start_while_a_response_runs() -> None:
+    """A start_session ends the running response by its terminal event before it is answered."""
+    effects = _busy().receive(StartSession(), 3.0)
+
+    assert [Stop(1), Send(events.Cancelled(success=True, id="u-1")), Send(STARTED_2)] == effects
+
+
+def test_resume_is_refused_with_the_reason() -> None:
+    """Who asks for a session that is not known gets a new one and is told so."""
+    (event,) = _sent(_session().receive(StartSession(session_id="lost", last_seq=5), 0.1))
+
+    assert isinstance(event, events.SessionStarted)
+    assert ("s-1", False) == (event.session_id, event.resumed)
+    assert event.reason
+
+
+@pytest.mark.parametrize(
+    ("config", "key"), [(SessionConfig(model="huge"), "model"), (SessionConfig(context_window=2048), "context_window")]
+)
+def test_refused_config(config: SessionConfig, key: str) -> None:
+    """A configuration that cannot be had changes nothing: neither a new session nor a running one."""
+    new, busy = _session(), _busy()
+
+    assert "invalid_config" == _error(new.receive(StartSession(config=config), 0.1)).error.code
+    assert SessionState.NEW is new.state
+    error = _error(busy.receive(StartSession(config=config), 3.0))
+    assert f"config.{key}:" in error.error.message
+    assert not error.terminal
+    assert (1, "s-1") == (busy.running, busy.id)
+    assert "invalid_config" == _error(busy.receive(UpdateConfig(config=config), 3.0)).error.code
+    assert SessionConfig() == busy.config
+
+
+# One response
+
+
+def test_a_response() -> None:
+    """A user message is a request; deltas are tokens; the finish is response_complete with the engine's counts."""
+    session = _active()
+    effects = session.receive(UserMessage(text="hi", id="u-1"), 10.0)
+    assert [
+        Generate(
+            1,
+            GenerationRequest(
+                model="small",
+                messages=_request(effects).messages,
+                sampling=DEFAULTS.sampling,
+                context_window=1024,
+                think=None,
+                session_id="s-1",
+            ),
+        )
+    ] == effects
+    assert ["Be kind.", "hi"] == _texts(_request(effects))
+
+    assert events.Token(data="Hel") == session.delta(1, Delta("Hel"), 10.5)
+    assert events.Token(data="lo") == session.delta(1, Delta("lo"), 11.0)
+    effects = session.finished(1, Finish("length", Usage(prompt_tokens=20, completion_tokens=7, cached_tokens=3)), 12.0)
+    stats = events.ResponseStats(
+        tokens_generated=7,
+        processing_time_ms=2000.0,
+        tokens_per_second=3.5,
+        finish_reason="length",
+        prompt_tokens=20,
+        time_to_first_token_ms=500.0,
+        context=events.ContextUse(used=27, limit=1024, dropped=0),
+        cached_tokens=3,
+    )
+    assert [Send(events.ResponseComplete(stats=stats, id="u-1"))] == effects
+    assert [("hi", "Hello", False)] == _history(session)
+    assert session.running is None
+
+
+def test_stats_of_an_engine_that_does_not_count() -> None:
+    """Without the engine's count the number of deltas stands there, marked as an estimate."""
+    session = _active()
+    session.receive(UserMessage(text="hi"), 1.0)
+    (event,) = _sent(session.finished(1, STOPPED, 1.0))
+    assert isinstance(event, events.ResponseComplete)
+    assert (0, None, True, 0.0) == (
+        event.stats.tokens_generated,
+        event.stats.time_to_first_token_ms,
+        event.stats.estimated,
+        event.stats.tokens_per_second,
+    )
+
+    session.receive(UserMessage(text="hi"), 2.0)
+    session.delta(2, Delta("hm", thinking=True), 2.1)
+    session.delta(2, Delta("Hello"), 2.2)
+    (event,) = _sent(session.finished(2, STOPPED, 3.0))
+    assert isinstance(event, events.ResponseComplete)
+    assert (2, True) == (event.stats.tokens_generated, event.stats.estimated)
+
+
+def test_choices_reach_the_engine() -> None:
+    """What a client chose is in the request; the engine's window stays the service's, for all sessions alike."""
+    config = SessionConfig(
+        model="large", temperature=0.0, top_k=1, stop=["END"], seed=3, think=True, context_window=512, system_prompt=""
+    )
+    request = _request(_active(config).receive(UserMessage(text="hi"), 1.0))
+
+    assert ("large", True, 1024) == (request.model, request.think, request.context_window)
+    assert SamplingParams(0.0, 0.9, 1, 100, stop=("END",), seed=3) == request.sampling
+    assert ["hi"] == _texts(request)
+
+
+def test_own_window_bounds_the_prompts() -> None:
+    """The session's own window decides what is dropped and what is too large."""
+    error = _error(_active(SessionConfig(context_window=256)).receive(UserMessage(text="x" * 900, id="u"), 1.0))
+
+    assert ("context_overflow", "u", True) == (error.error.code, error.id, error.terminal)
+
+
+def test_message_too_large_leaves_the_session_idle() -> None:
+    """A message that cannot fit is answered by its error; the next one is answered as usual."""
+    session = _active()
+
+    assert "context_overflow" == _error(session.receive(UserMessage(text="x" * 9000), 1.0)).error.code
+    assert session.running is None
+    assert ["Be kind.", "hi"] == _texts(_request(session.receive(UserMessage(text="hi"), 2.0)))
+
+
+def test_thinking_is_neither_said_nor_remembered() -> None:
+    """Reasoning is no part of the answer: no token, no history, not the time of the first token."""
+    session = _active()
+    session.receive(UserMessage(text="hi"), 1.0)
+
+    assert session.delta(1, Delta("hm", thinking=True), 1.5) is None
+    session.delta(1, Delta("Hello"), 2.0)
+    (event,) = _sent(session.finished(1, STOPPED, 3.0))
+    assert isinstance(event, events.ResponseComplete)
+    assert 1000.0 == event.stats.time_to_first_token_ms
+    assert [("hi", "Hello", False)] == _history(session)
+
+
+def test_thinking_on_request() -> None:
+    """A client that asked for it hears the reasoning, as such."""
+    session = _active(SessionConfig(events=["thinking"]))
+    session.receive(UserMessage(text="hi"), 1.0)
+
+    assert events.Thinking(data="hm") == session.delta(1, Delta("hm", thinking=True), 1.5)
+    session.finished(1, STOPPED, 3.0)
+    assert [("hi", "", False)] == _history(session)
+
+
+def test_optional_events_on_request() -> None:
+    """Each optional event comes at its place to those who named it."""
+    session = _active(SessionConfig(events=["response_started", "queued", "context"], on_busy="queue"))
+    effects = session.receive(UserMessage(text="hi", id="u-1"), 1.0)
+    assert Send(events.ResponseStarted(id="u-1")) == effects[0]
+    assert isinstance(effects[1], Generate)
+
+    effects = session.receive(UserMessage(text="more", id="u-2"), 1.5)
+    assert [Send(events.Queued(position=1, id="u-2"))] == effects
+
+    effects = session.finished(1, Finish("stop", Usage(prompt_tokens=20, completion_tokens=7)), 2.0)
+    sent = _sent(effects)
+    assert [events.ResponseComplete, events.Context, events.ResponseStarted] == [type(event) for event in sent]
+    assert events.Context(used=27, limit=1024, dropped=0) == sent[1]
+
+
+def test_failed_turn_leaves_the_history() -> None:
+    """A failure is told with its waiting time and ends the response; the turn never was."""
+    session = _busy()
+    session.finished(1, STOPPED, 3.0)
+    first = _texts(_request(session.receive(UserMessage(text="two", id="u-2"), 4.0)))
+    session.delta(2, Delta("Wor"), 5.0)
+    error = _error(session.failed(2, EngineTimeout("too slow", retry_after=30.0), 6.0))
+
+    assert ("engine_timeout", "too slow", 30.0) == (error.error.code, error.error.message, error.error.retry_after)
+    assert ("u-2", True) == (error.id, error.terminal)
+    assert [("one", "Hel", False)] == _history(session)
+    assert first == _texts(_request(session.receive(UserMessage(text="two"), 7.0)))
+
+
+def test_unreadable_message_changes_nothing() -> None:
+    """The answer to what could not be read is its error; a running response goes on."""
+    session = _busy()
+    error = _error(session.reject(InvalidJSON("the message is not JSON"), 3.0))
+
+    assert ("invalid_json", False) == (error.error.code, error.terminal)
+    assert events.Token(data="lo") == session.delta(1, Delta("lo"), 4.0)
+
+
+# Busy
+
+
+def test_busy_rejects_by_default() -> None:
+    """A message during a response is refused; the response goes on."""
+    session = _busy()
+    error = _error(session.receive(UserMessage(text="two", id="u-2"), 3.0))
+
+    assert ("response_in_progress", "u-2", False) == (error.error.code, error.id, error.terminal)
+    assert 1 == session.running
+
+
+def test_busy_interrupts() -> None:
+    """A barge-in ends the running response first; what the client had been sent is the history."""
+    session = _busy(SessionConfig(on_busy="interrupt"))
+    effects = session.receive(UserMessage(text="two", id="u-2"), 3.0)
+
+    assert [Stop(1), Send(events.Cancelled(success=True, id="u-1"))] == effects[:2]
+    assert ["Be kind.", "one", "Hel", "two"] == _texts(_request(effects))
+    assert [("one", "Hel", True)] == _history(session)
+    assert 2 == session.running
+
+
+def test_busy_interrupted_before_the_first_word() -> None:
+    """A response cut off before its first word leaves what the user said, joined to the next message."""
+    session = _active(SessionConfig(on_busy="interrupt"))
+    session.receive(UserMessage(text="one"), 1.0)
+
+    assert ["Be kind.", "one\ntwo"] == _texts(_request(session.receive(UserMessage(text="two"), 1.1)))
+
+
+def test_busy_queues() -> None:
+    """Waiting messages are answered in their order, each when the one before has ended, however it ended."""
+    session = _busy(SessionConfig(on_busy="queue"))
+    assert [] == session.receive(UserMessage(text="two", id="u-2"), 3.0)
+    assert [] == session.receive(UserMessage(text="three", id="u-3"), 3.0)
+    error = _error(session.receive(UserMessage(text="four", id="u-4"), 3.0))
+    assert ("queue_full", "u-4", False, 2) == (error.error.code, error.id, error.terminal, session.queued)
+
+    effects = session.finished(1, STOPPED, 4.0)
+    assert [events.ResponseComplete] == [type(event) for event in _sent(effects)]
+    assert ["Be kind.", "one", "Hel", "two"] == _texts(_request(effects))
+    effects = session.failed(2, EngineTimeout("too slow"), 5.0)
+    assert ["u-2"] == [event.id for event in _sent(effects) if isinstance(event, events.Error)]
+    assert ["Be kind.", "one", "Hel", "three"] == _texts(_request(effects))
+    assert (3, 0) == (session.running, session.queued)
+
+
+def test_queued_message_too_large() -> None:
+    """A waiting message that cannot fit gets its error when its turn comes, and the one behind it is answered."""
+    session = _busy(SessionConfig(on_busy="queue"))
+    session.receive(UserMessage(text="x" * 9000, id="u-2"), 3.0)
+    session.receive(UserMessage(text="three", id="u-3"), 3.0)
+    effects = session.finished(1, STOPPED, 4.0)
+
+    assert [events.ResponseComplete, events.Error] == [type(event) for event in _sent(effects)]
+    assert ["Be kind.", "one", "Hel", "three"] == _texts(_request(effects))
+
+
+def test_cancel_running() -> None:
+    """A cancel stops the engine, then tells the client; the history holds what the client was sent."""
+    session = _busy()
+
+    assert [Stop(1), Send(events.Cancelled(success=True, id="u-1"))] == session.receive(Cancel(), 3.0)
+    assert [("one", "Hel", True)] == _history(session)
+    assert session.running is None
+
+
+def test_cancel_forgets_the_waiting() -> None:
+    """A cancel is for the waiting messages as well, and says how many there were."""
+    session = _busy(SessionConfig(on_busy="queue"))
+    session.receive(UserMessage(text="two"), 3.0)
+
+    assert [events.Cancelled(success=True, id="u-1", dropped=1)] == _sent(session.receive(Cancel(), 4.0))
+    assert 0 == session.queued
+
+
+@pytest.mark.parametrize("session", [_session(), _active()], ids=["new", "active"])
+def test_cancel_idle(session: Session) -> None:
+    """A cancel with nothing to cancel is answered, without success."""
+    assert [Send(events.Cancelled(success=False))] == session.receive(Cancel(), 1.0)
+
+
+def test_late_words_of_the_engine_are_ignored() -> None:
+    """Whatever the engine still says of an ended response changes and says nothing."""
+    session = _busy()
+    session.receive(Cancel(), 3.0)
+    session.receive(UserMessage(text="two"), 4.0)
+
+    assert session.delta(1, Delta("lo"), 5.0) is None
+    assert [] == session.finished(1, STOPPED, 5.0)
+    assert [] == session.failed(1, EngineTimeout("too slow"), 5.0)
+    assert 2 == session.running
+    assert [("one", "Hel", True)] == _history(session)
+
+
+def test_late_words_of_thinking_are_ignored() -> None:
+    """Reasoning of an ended response is not said either."""
+    session = _busy(SessionConfig(events=["thinking"]))
+    session.receive(Cancel(), 3.0)
+
+    assert session.delta(1, Delta("hm", thinking=True), 5.0) is None
+
+
+# Configuration
+
+
+def test_update_config_merges() -> None:
+    """Given keys change, keys not given stay, a null takes the service's default; the answer has what was given."""
+    session = _active(SessionConfig(top_k=5, temperature=0.1))
+    effects = session.receive(UpdateConfig(config=SessionConfig(temperature=None, seed=3)), 1.0)
+
+    assert [Send(events.SessionConfigured(config={"temperature": None, "seed": 3}, provider="scripted"))] == effects
+    sampling = _request(session.receive(UserMessage(text="hi"), 2.0)).sampling
+    assert SamplingParams(0.7, 0.9, 5, 100, seed=3) == sampling
+
+
+def test_update_config_is_for_the_next_response() -> None:
+    """A running response ends as it began; the next has the new configuration, on the same history."""
+    session = _busy()
+    session.receive(UpdateConfig(config=SessionConfig(system_prompt="Be short.", model="large")), 3.0)
+    assert events.Token(data="lo") == session.delta(1, Delta("lo"), 4.0)
+    session.finished(1, Finish("stop", Usage(prompt_tokens=20, completion_tokens=2)), 5.0)
+    request = _request(session.receive(UserMessage(text="two"), 6.0))
+
+    assert ("large", ["Be short.", "one", "Hello", "two"]) == (request.model, _texts(request))
+
+
+def test_refused_update_keeps_the_old() -> None:
+    """One key that cannot be had refuses the whole update."""
+    session = _active(SessionConfig(top_k=5))
+    session.receive(UpdateConfig(config=SessionConfig(top_k=6, model="huge")), 1.0)
+
+    assert 5 == session.config.top_k
+
+
+# The end
+
+
+def test_end_session() -> None:
+    """The end is told with the session's figures; the next message begins another session."""
+    session = _busy()
+    session.delta(1, Delta("lo"), 2.5)
+    session.finished(1, Finish("stop", Usage(prompt_tokens=20, completion_tokens=7)), 3.0)
+    session.reject(InvalidJSON("the message is not JSON"), 4.0)
+    (event,) = _sent(session.receive(EndSession(), 10.0))
+
+    stats = events.SessionStats(
+        session_id="s-1",
+        state="ended",
+        duration_seconds=10.0,
+        idle_seconds=0.0,
+        messages_received=4,
+        messages_sent=0,
+        tokens_generated=7,
+        generations_completed=1,
+        errors_count=1,
+        config={},
+    )
+    assert events.SessionEnded(stats=stats) == event
+    assert SessionState.ENDED is session.state
+
+    effects = session.receive(UserMessage(text="hi"), 11.0)
+    assert [STARTED_2] == _sent(effects)
+    assert ["Be kind.", "hi"] == _texts(_request(effects))
+
+
+def test_figures_are_of_one_session() -> None:
+    """What an earlier session of the connection did is not counted again; the connection's totals go on."""
+    session = _busy()
+    session.finished(1, Finish("stop", Usage(prompt_tokens=20, completion_tokens=7)), 3.0)
+    session.receive(StartSession(), 20.0)
+    (event,) = _sent(session.receive(EndSession(), 30.0))
+
+    assert isinstance(event, events.SessionEnded)
+    stats = event.stats
+    assert ("s-2", 10.0, 2) == (stats.session_id, stats.duration_seconds, stats.messages_received)
+    assert (0, 0, 0) == (stats.tokens_generated, stats.generations_completed, stats.errors_count)
+    assert (4, 7) == (session.counters.messages_received, session.counters.tokens_generated)
+
+
+@pytest.mark.parametrize("message", [StartSession(), UserMessage(text="hi"), UpdateConfig(config=SessionConfig())])
+def test_after_the_end_another_begins(message: events.ClientMessage) -> None:
+    """After the end, whatever needs a session begins a new one, by session_started."""
+    session = _active(SessionConfig(top_k=5))
+    session.receive(EndSession(), 1.0)
+
+    assert STARTED_2 == _sent(session.receive(message, 2.0))[0]
+    assert (SessionState.ACTIVE, None) == (session.state, session.config.top_k)
+
+
+def test_end_while_a_response_runs() -> None:
+    """The running response ends by its terminal event before the session does."""
+    effects = _busy().receive(EndSession(), 3.0)
+
+    assert [Stop(1), Send(events.Cancelled(success=True, id="u-1"))] == effects[:2]
+    assert [events.Cancelled, events.SessionEnded] == [type(event) for event in _sent(effects)]
+
+
+def test_expire() -> None:
+    """A session that was silent for too long ends, and says why."""
+    session = _active()
+    (event,) = _sent(session.expire(4000.0))
+
+    assert isinstance(event, events.SessionEnded)
+    assert ("expired", 4000.0) == (event.reason, event.stats.idle_seconds)
+
+
+def test_expire_needs_a_session() -> None:
+    """Where no session is active, none ends: nothing is said."""
+    new, ended = _session(), _active()
+    ended.receive(EndSession(), 1.0)
+
+    assert [] == new.expire(4000.0)
+    assert [] == ended.expire(4000.0)
+
+
+def test_idle_is_when_both_are_silent() -> None:
+    """Time runs towards the end of a session only while neither client nor engine says anything."""
+    session = _active()
+    assert 5.0 == session.idle_seconds(5.0)
+    session.receive(UserMessage(text="hi"), 5.0)
+    assert 0.0 == session.idle_seconds(500.0)
+    session.finished(1, STOPPED, 500.0)
+    assert 1.0 == session.idle_seconds(501.0)
+
+
+def test_disconnect_frees_the_engine() -> None:
+    """A client that left wants nothing more: the engine is stopped, nothing is said, what was said is kept."""
+    session = _busy(SessionConfig(on_busy="queue"))
+    session.receive(UserMessage(text="two"), 3.0)
+
+    assert [Stop(1)] == session.disconnect()
+    assert (0, [("one", "Hel", True)]) == (session.queued, _history(session))
+    assert [] == session.disconnect()
+
+
+def test_counters() -> None:
+    """The counters tell what happened: a failed turn is none."""
+    session = _busy(SessionConfig(on_busy="interrupt"))
+    session.receive(UserMessage(text="two"), 3.0)
+    session.failed(2, EngineTimeout("too slow"), 4.0)
+    session.receive(UserMessage(text="three"), 5.0)
+    session.finished(3, Finish("stop", Usage(prompt_tokens=20, completion_tokens=7)), 6.0)
+    counters = session.counters
+
+    assert (4, 2, 1) == (counters.messages_received, counters.turns, counters.errors)
+    assert (1, 1, 7) == (counters.generations_completed, counters.generations_cancelled, counters.tokens_generated)
+
+
+def test_repr_is_a_snapshot() -> None:
+    """A session tells where it stands."""
+    assert "<Session s-1: new, idle, 0 queued>" == repr(_session())
+    assert "<Session s-1: active, response 1 runs, 0 queued>" == repr(_busy())

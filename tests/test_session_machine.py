@@ -1,0 +1,325 @@
+# ruff: noqa: SIM300 - what is expected stands first
+"""Any order of client, engine and clock: what a session promises holds after every step."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from llm_service import events
+from llm_service.errors import EngineTimeout, InvalidJSON
+from llm_service.events import SessionConfig
+from llm_service.generation import Delta, Finish, SamplingParams, Usage
+from llm_service.session import Effect, Generate, Send, Session, SessionState, Stop
+from llm_service.session_defaults import SessionDefaults
+
+FUZZ = 20 if os.environ.get("FASTTALK_FUZZ") == "1" else 1
+
+DEFAULTS = SessionDefaults(
+    provider="scripted",
+    model="small",
+    models=frozenset({"small"}),
+    sampling=SamplingParams(temperature=0.7, top_p=0.9, top_k=40, max_tokens=100),
+    context_window=400,
+    system_prompt="Be kind.",
+    max_history_messages=6,
+    max_queued_messages=2,
+)
+TOO_LARGE = "x" * 4000
+
+QUEUE = SessionConfig(on_busy="queue")
+CONFIGS = st.sampled_from(
+    [
+        QUEUE,
+        QUEUE,
+        SessionConfig(on_busy="queue", events=["queued", "response_started"]),
+        SessionConfig(on_busy="interrupt", events=["thinking", "context"], system_prompt="Be short."),
+        SessionConfig(),
+    ]
+)
+REFUSED = SessionConfig(model="refused")
+# Mostly what fits.
+TEXTS = st.sampled_from(["hi", "hi", "hi", "a" * 200, TOO_LARGE])
+# A response by how long ago it was asked for: the newest, mostly; old ones, and one that never was.
+AGES = st.sampled_from([0, 0, 0, 0, 1, 2, 3, -1])
+USAGES = st.sampled_from([None, Usage(30, 2), Usage(250, 9)])
+
+
+@dataclass
+class Answer:
+    """A response as its client saw it."""
+
+    message: str
+    text: str
+    said: str = ""
+    stopped: bool = False
+    terminal: int = 0
+
+
+@dataclass
+class Client:
+    """What a client knows of its session from the events alone."""
+
+    answers: dict[int, Answer] = field(default_factory=dict)
+    running: int | None = None
+    waiting: list[str] = field(default_factory=list)
+    # Messages that nobody has answered for yet, by id.
+    open: dict[str, str] = field(default_factory=dict)
+    history: list[tuple[str, str, bool]] = field(default_factory=list)
+
+
+class SessionMachine(RuleBasedStateMachine):
+    """A session, a client that believes what it is told, and an engine that does not stop in time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.ids = 0
+        self.session = Session(DEFAULTS, new_id=self._new_id, now=0.0)
+        self.client = Client()
+
+    def _new_id(self) -> str:
+        self.ids += 1
+        return f"id-{self.ids}"
+
+    def _tick(self) -> float:
+        self.now += 1.0
+        return self.now
+
+    # What is done to the session
+
+    @initialize(config=CONFIGS | st.none(), greeted=st.booleans())
+    def begin(self, config: SessionConfig | None, greeted: bool) -> None:
+        if greeted:
+            self.greet()
+        if config is not None:
+            self.start_session(config)
+
+    @rule(text=TEXTS)
+    def user_message(self, text: str) -> None:
+        id_ = self._new_id()
+        text = f"{text} {id_}"
+        self.client.open[id_] = text
+        busy, mode = self.client.running is not None, self.session.config.on_busy or "reject"
+        begins = self._begins()
+        if busy and mode == "queue" and len(self.client.waiting) < DEFAULTS.max_queued_messages:
+            self.client.waiting.append(id_)
+        sent = self._carry_out(self.session.receive(events.UserMessage(text=text, id=id_), self._tick()))
+        assert begins == any(isinstance(event, events.SessionStarted) for event in sent)
+        if busy and mode != "interrupt":
+            queued = id_ in self.client.waiting
+            assert queued == (id_ in self.client.open)
+            assert len(sent) == (not queued) + (queued and events.wants(self.session.config, "queued"))
+
+    @rule(text=TEXTS)
+    def speak_again(self, text: str) -> None:
+        self.user_message(text)
+
+    @rule()
+    def cancel(self) -> None:
+        busy = self.client.running is not None
+        (event,) = self._carry_out(self.session.receive(events.Cancel(), self._tick()))
+        assert isinstance(event, events.Cancelled)
+        assert busy == event.success
+
+    @rule(config=CONFIGS)
+    def update_config(self, config: SessionConfig) -> None:
+        begins = self._begins()
+        sent = self._carry_out(self.session.receive(events.UpdateConfig(config=config), self._tick()))
+        assert begins + 1 == len(sent)
+        assert isinstance(sent[-1], events.SessionConfigured)
+
+    @rule(
+        what=st.sampled_from(["start", "end", "disconnect", "greet", "expire", "unreadable", "refused"]), config=CONFIGS
+    )
+    def what_is_rare(self, what: str, config: SessionConfig) -> None:
+        match what:
+            case "start":
+                self.start_session(config)
+            case "end":
+                sent = self._carry_out(self.session.receive(events.EndSession(), self._tick()))
+                assert isinstance(sent[-1], events.SessionEnded)
+                assert {} == self.client.open
+            case "disconnect":
+                self.disconnect()
+            case "greet":
+                self.greet()
+            case "expire":
+                active = self.session.state is SessionState.ACTIVE
+                assert active == bool(self._carry_out(self.session.expire(self._tick())))
+            case "unreadable":
+                effects = self.session.reject(InvalidJSON("the message is not JSON"), self._tick())
+                (event,) = self._carry_out(effects)
+                assert isinstance(event, events.Error)
+                assert not event.terminal
+            case _:
+                effects = self.session.receive(events.StartSession(config=REFUSED), self._tick())
+                (event,) = self._carry_out(effects)
+                assert isinstance(event, events.Error)
+                assert "invalid_config" == event.error.code
+
+    def start_session(self, config: SessionConfig) -> None:
+        sent = self._carry_out(self.session.receive(events.StartSession(config=config), self._tick()))
+        assert isinstance(sent[-1], events.SessionStarted | events.SessionConfigured)
+        assert isinstance(sent[-1], events.SessionConfigured) or sent[-1].session_id == self.session.id
+        assert {} == self.client.open
+        self.client.history = []
+
+    def greet(self) -> None:
+        new = self.session.state is SessionState.NEW
+        assert new == bool(self._carry_out(self.session.greet(self._tick())))
+
+    def disconnect(self) -> None:
+        assert [] == self._carry_out(self.session.disconnect())
+        # Nobody is there to be told: what ran is in the history as it was heard, what waited is forgotten.
+        running = self.client.running
+        if running is not None:
+            answer = self.client.answers[running]
+            assert answer.stopped
+            self._end(answer)
+            self.client.history.append((answer.text, answer.said, True))
+        for id_ in self.client.waiting:
+            del self.client.open[id_]
+        self.client.waiting = []
+
+    def _begins(self) -> bool:
+        """Whether the next message begins a session, and with it a history."""
+        begins = self.session.state is not SessionState.ACTIVE
+        if begins:
+            self.client.history = []
+        return begins
+
+    # What the engine says, of any response
+
+    @rule(age=AGES, text=st.sampled_from(["a", " word", "日"]), thinking=st.booleans())
+    def delta(self, age: int, text: str, thinking: bool) -> None:
+        number = len(self.client.answers) - age
+        event = self.session.delta(number, Delta(text, thinking=thinking), self._tick())
+        if number != self.client.running:
+            assert event is None
+        elif not thinking:
+            assert events.Token(data=text) == event
+            self.client.answers[number].said += text
+        elif events.wants(self.session.config, "thinking"):
+            assert events.Thinking(data=text) == event
+        else:
+            assert event is None
+
+    @rule(age=AGES, usage=USAGES)
+    def finish(self, age: int, usage: Usage | None) -> None:
+        number = len(self.client.answers) - age
+        running = number == self.client.running
+        sent = self._carry_out(self.session.finished(number, Finish("stop", usage), self._tick()))
+        assert running == any(isinstance(event, events.ResponseComplete) for event in sent)
+        assert running or not sent
+
+    @rule(age=AGES)
+    def fail(self, age: int) -> None:
+        number = len(self.client.answers) - age
+        running = number == self.client.running
+        sent = self._carry_out(self.session.failed(number, EngineTimeout("too slow"), self._tick()))
+        assert running == bool(sent)
+        assert not running or 1 == self.client.answers[number].terminal
+
+    # What the session does to the others
+
+    def _carry_out(self, effects: Sequence[Effect]) -> list[events.ServerEvent]:
+        for effect in effects:
+            match effect:
+                case Generate():
+                    self._generate(effect)
+                case Stop(number):
+                    assert self.client.running == number
+                    assert not self.client.answers[number].stopped
+                    self.client.answers[number].stopped = True
+                case Send(event):
+                    self._hear(event)
+        return [effect.event for effect in effects if isinstance(effect, Send)]
+
+    def _generate(self, effect: Generate) -> None:
+        client = self.client
+        assert client.running is None
+        assert len(client.answers) + 1 == effect.response
+        if client.waiting:
+            message = client.waiting.pop(0)
+        else:
+            (message,) = client.open
+        answer = Answer(message, client.open[message])
+        assert effect.request.messages[-1].content.endswith(answer.text)
+        client.answers[effect.response] = answer
+        client.running = effect.response
+
+    def _hear(self, event: events.ServerEvent) -> None:
+        match event:
+            case events.ResponseComplete(id=id_):
+                answer = self._terminal(id_)
+                assert not answer.stopped
+                self.client.history.append((answer.text, answer.said, False))
+            case events.Cancelled(success=True, id=id_):
+                answer = self._terminal(id_)
+                assert answer.stopped
+                self.client.history.append((answer.text, answer.said, True))
+                assert len(self.client.waiting) == event.dropped
+                for waiting in self.client.waiting:
+                    del self.client.open[waiting]
+                self.client.waiting = []
+            case events.Error(id=str(id_)) if event.terminal and event.error.code != "context_overflow":
+                assert not self._terminal(id_).stopped
+            case events.Error(id=str(id_)):
+                # Refused before it became a response: too large, or there is one already.
+                too_large = event.error.code == "context_overflow"
+                assert too_large == event.terminal
+                assert too_large or event.error.code in ("response_in_progress", "queue_full")
+                assert self.client.open.pop(id_).startswith(TOO_LARGE) or not too_large
+                if id_ in self.client.waiting:
+                    self.client.waiting.remove(id_)
+
+    def _terminal(self, id_: str | None) -> Answer:
+        assert self.client.running is not None
+        answer = self.client.answers[self.client.running]
+        assert answer.message == id_
+        self._end(answer)
+        return answer
+
+    def _end(self, answer: Answer) -> None:
+        answer.terminal += 1
+        del self.client.open[answer.message]
+        self.client.running = None
+
+    # What always holds
+
+    @invariant()
+    def client_and_session_agree_on_what_runs(self) -> None:
+        assert self.client.running == self.session.running
+        assert len(self.client.waiting) == self.session.queued
+
+    @invariant()
+    def each_response_ends_once(self) -> None:
+        for number, answer in self.client.answers.items():
+            assert (number != self.client.running) == answer.terminal
+
+    @invariant()
+    def no_message_is_forgotten(self) -> None:
+        running = [] if self.client.running is None else [self.client.answers[self.client.running].message]
+        assert set(running + self.client.waiting) == set(self.client.open)
+
+    @invariant()
+    def only_an_active_session_is_busy(self) -> None:
+        assert self.session.state is SessionState.ACTIVE or self.session.running is None
+        assert self.session.running is not None or 0 == self.session.queued
+
+    @invariant()
+    def history_is_what_the_client_was_sent(self) -> None:
+        if self.session.state is not SessionState.ACTIVE:
+            return
+        conversation = self.session.conversation
+        kept = [(turn.user, turn.answer, turn.interrupted) for turn in conversation.turns]
+        assert self.client.history[conversation.dropped_turns :] == kept
+
+
+TestSession = SessionMachine.TestCase
+TestSession.__doc__ = "After any events in any order a session has kept all its promises."
+TestSession.settings = settings(max_examples=25 * FUZZ, stateful_step_count=30, deadline=None)
