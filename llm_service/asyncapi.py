@@ -18,7 +18,7 @@ Json = dict[str, Any]
 
 # 3000-3499: connect again; 3500-3999: do not, before something was changed.
 CLOSE_CODES = {
-    1000: "the session expired, or the service is full: an `error` or `session_ended` came before",
+    1000: "the session expired: `session_ended` came before",
     3001: "the service shuts down; connect again",
     3008: "the client was too slow to read; connect again",
     3012: "a ping was not answered; connect again",

@@ -236,8 +236,11 @@ class Connection:
             # The engine is freed of the last response before it is asked for the next.
             async with self._one_at_a_time:
                 finish = await self._stream(effect)
+        except asyncio.CancelledError:
+            self._log_response(effect, "cancelled", self._last_answer())
+            raise
         except FastTalkError as error:
-            _log.warning("response_failed", code=error.code, reason=error.message)
+            self._log_response(effect, error.code, "", reason=error.message)
             effects = session.failed(number, error, monotonic())
         except Exception:  # noqa: BLE001
             # The owner of the response: a bug of ours must end it by an error, not by a hung client.
@@ -246,7 +249,17 @@ class Connection:
             effects = session.failed(number, crash, monotonic())
         else:
             effects = session.finished(number, finish, monotonic())
+            self._log_response(effect, finish.reason, self._last_answer())
         self._carry_out(effects)
+
+    def _log_response(self, effect: Generate, outcome: str, answer: str, **fields: str) -> None:
+        """One line a response; what was said is in it by its length alone, unless LOG_PROMPTS is set."""
+        prompt = effect.request.messages[-1].content
+        _log.info("response", response=effect.response, outcome=outcome, prompt=prompt, answer=answer, **fields)
+
+    def _last_answer(self) -> str:
+        turns = self._session.conversation.turns
+        return turns[-1].answer if turns else ""
 
     async def _stream(self, effect: Generate) -> Finish:
         session, number, put = self._session, effect.response, self._outbox.put

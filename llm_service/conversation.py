@@ -194,12 +194,15 @@ class Conversation:
             head = self._system_size()
             self._system_tokens = max(0, usage.prompt_tokens - before) * head // (head + turn.tokens)
         turn.tokens = usage.prompt_tokens - before - self._system_tokens
-        # Less than none is left where turns that were never counted (interrupted ones) were estimated too high.
+        # Less than none is left where turns that were never counted (interrupted ones), or the system prompt,
+        # had been taken for more than they are.
         for past in reversed(self._turns):
             cut = min(past.tokens, max(0, -turn.tokens))
             past.tokens -= cut
             turn.tokens += cut
-        turn.tokens = max(0, turn.tokens) + usage.completion_tokens
+        if turn.tokens < 0:
+            self._system_tokens, turn.tokens = self._system_tokens + turn.tokens, 0
+        turn.tokens += usage.completion_tokens
         prompt_bytes = len(self._system_prompt.encode()) + len(turn.user.encode())
         prompt_bytes += sum(len(past.user.encode()) + len(past.answer.encode()) for past in self._turns)
         if prompt_bytes > 0:

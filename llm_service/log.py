@@ -47,6 +47,7 @@ _LEAST: Final = {  # by logger
     "llm_service": logging.DEBUG,
     "": logging.INFO,
     "httpx": logging.WARNING,  # a line for each request
+    "uvicorn.error": logging.WARNING,  # a line for each connection, with its query string
     "httpcore": logging.WARNING,
 }
 _SELF_HANDLING: Final = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi", "huggingface_hub")
@@ -72,14 +73,14 @@ def configure(level: Level, log_format: Format, path: str = "", *, log_prompts: 
     Raises:
         ConfigurationError: nothing can be written to `path`; nothing has been changed then.
     """
-    handlers: list[_Handler] = [_StandardError()]
+    handlers: list[_Output] = [_StandardError()]
     rendering: list[Processor] = _console(sys.stderr.isatty()) if log_format == "console" else [_as_json]
     handlers[0].setFormatter(_formatter(rendering, log_prompts))
     if path:
         handlers.append(_open_file(Path(path), worker))
         handlers[1].setFormatter(_formatter([_as_json], log_prompts))
     root = logging.getLogger()
-    for old in [handler for handler in root.handlers if isinstance(handler, _Handler)]:
+    for old in [handler for handler in root.handlers if isinstance(handler, _Output)]:
         root.removeHandler(old)
         old.close()
     for handler in handlers:
@@ -112,7 +113,7 @@ def take_over(*names: str) -> None:
         logger.propagate = True
 
 
-class _Handler(logging.Handler):
+class _Output(logging.Handler):
     """Ours, told apart from those of others; what can't be written is said without what it was."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802
@@ -120,7 +121,7 @@ class _Handler(logging.Handler):
             sys.stderr.write(f"a log line was lost: {type(sys.exc_info()[1]).__name__}\n")
 
 
-class _StandardError(_Handler):
+class _StandardError(_Output):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             sys.stderr.write(self.format(record) + "\n")  # whatever standard error is by now
@@ -129,7 +130,7 @@ class _StandardError(_Handler):
             self.handleError(record)
 
 
-class _File(_Handler, RotatingFileHandler): ...
+class _File(_Output, RotatingFileHandler): ...
 
 
 def _open_file(folder: Path, worker: int) -> _File:

@@ -49,13 +49,13 @@ class Live:
         return connect(self.ws_url, compression=None, proxy=None, **options)
 
 
-def opened(engine: Engine, *, context_window: int = 8192, models: frozenset[str] = frozenset({"test"})) -> OpenedEngine:
+def opened(engine: Engine, *, model: str = "test", context_window: int = 8192) -> OpenedEngine:
     """Wrap an engine as `open_engine` would."""
     return OpenedEngine(
         engine=engine,
         provider=engine.name,
-        model="test",
-        models=models,
+        model=model,
+        models=frozenset({model}),
         context_window=context_window,
         device=Device(kind="cpu", index=0, name="test", memory=None),
         reason="a test chose it",
@@ -63,7 +63,9 @@ def opened(engine: Engine, *, context_window: int = 8192, models: frozenset[str]
 
 
 @contextlib.asynccontextmanager
-async def live_service(engine: Engine, environment: Mapping[str, str] | None = None) -> AsyncGenerator[Live, None]:
+async def live_service(
+    engine: Engine, environment: Mapping[str, str] | None = None, *, model: str = "test", context_window: int = 8192
+) -> AsyncGenerator[Live, None]:
     """Run the service around an engine until the block is left."""
     main = bind("127.0.0.1", 0, setting="LLM_PORT")
     monitoring = bind("127.0.0.1", 0, setting="LLM_MONITORING_PORT")
@@ -71,7 +73,7 @@ async def live_service(engine: Engine, environment: Mapping[str, str] | None = N
     settings = Settings.load({"LLM_PORT": str(port), "DRAIN_TIMEOUT": "0.2"} | dict(environment or {}))
 
     async def opener(_: Settings) -> OpenedEngine:
-        return opened(engine)
+        return opened(engine, model=model, context_window=context_window)
 
     async with Service(settings, opener=opener) as service:
         server = DrainingServer(main_config(create_app_for(service), settings), service)

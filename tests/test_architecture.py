@@ -1,4 +1,3 @@
-# ruff: noqa: SIM300 - what is expected stands first
 """Keeps the levels of the design: imports go down, or sideways without a cycle, never up."""
 
 import ast

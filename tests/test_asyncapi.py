@@ -1,4 +1,3 @@
-# ruff: noqa: SIM300 - what is expected stands first
 import builtins
 import json
 from collections.abc import Iterator

@@ -1,4 +1,3 @@
-# ruff: noqa: SIM300 - what is expected stands first
 import inspect
 import io
 import re

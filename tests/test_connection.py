@@ -194,17 +194,16 @@ class TestCancel:
             assert ("response_in_progress", "late") == (refused.terminal["error"]["code"], refused.terminal["id"])
             assert "response_complete" == (await collect(socket)).terminal["type"]
 
-
     async def test_one_response_at_a_time(self) -> None:
         """The engine is freed of an interrupted response before it is asked for the next."""
         at_once: list[int] = []
 
         def answer(request: GenerationRequest) -> Iterator[str]:
-            at_once.append(engine.running)
+            at_once.append(counting.running)
             return words(request)
 
-        engine = ScriptedEngine(answer, tokens_per_second=2000, models=())
-        async with live_service(engine) as live, live.connect() as socket:
+        counting = ScriptedEngine(answer, tokens_per_second=2000, models=())
+        async with live_service(counting) as live, live.connect() as socket:
             await start(socket, on_busy="interrupt")
             for number in range(20):
                 await send(socket, "user_message", text=f"a{number} 1000")
@@ -338,9 +337,10 @@ class TestLimits:
             raw.close()
 
 
-class TestKeys:
-    ENVIRONMENT = {"API_KEYS": "right-key,other-key", "GREETING_DELAY_MS": "10"}
+KEYS = {"API_KEYS": "right-key,other-key", "GREETING_DELAY_MS": "10"}
 
+
+class TestKeys:
     @pytest.mark.parametrize(
         "options",
         [
@@ -351,13 +351,13 @@ class TestKeys:
     )
     async def test_a_key_in_the_handshake(self, engine: ScriptedEngine, options: dict[str, object]) -> None:
         """A header or a subprotocol carries the key."""
-        async with live_service(engine, self.ENVIRONMENT) as live, live.connect(**options) as socket:
+        async with live_service(engine, KEYS) as live, live.connect(**options) as socket:
             await start(socket)
             assert text("a", 1) == (await ask(socket, "a 1")).text
 
     async def test_a_key_in_the_first_message(self, engine: ScriptedEngine) -> None:
         """A first start_session with api_key is let in, and nothing is said to the client before."""
-        async with live_service(engine, self.ENVIRONMENT) as live, live.connect() as socket:
+        async with live_service(engine, KEYS) as live, live.connect() as socket:
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.1):
                     await socket.recv()
@@ -376,7 +376,7 @@ class TestKeys:
     )
     async def test_without_one_nothing_is_done(self, engine: ScriptedEngine, message: dict[str, object]) -> None:
         """Without a right key in the first message the client is told and closed with 3500; the engine is not asked."""
-        async with live_service(engine, self.ENVIRONMENT) as live, live.connect() as socket:
+        async with live_service(engine, KEYS) as live, live.connect() as socket:
             await socket.send(json.dumps(message))
             assert "unauthorized" == (await receive(socket))["error"]["code"]
             assert 3500 == (await closed(socket)).rcvd.code  # type: ignore[union-attr]

@@ -1,5 +1,3 @@
-# ruff: noqa: SIM300 - what is expected stands first
-
 from typing import get_args
 
 import pytest

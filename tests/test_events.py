@@ -1,5 +1,3 @@
-# ruff: noqa: SIM300 - what is expected stands first
-
 import json
 from typing import Any
 

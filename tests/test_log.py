@@ -49,7 +49,7 @@ def _restored() -> Iterator[None]:
     logger_class, configured, config = logging.getLoggerClass(), structlog.is_configured(), structlog.get_config()
     yield
     for handler in logging.getLogger().handlers:
-        if isinstance(handler, log._Handler):
+        if isinstance(handler, log._Output):
             handler.close()
     for logger, level, propagate, handlers in before:
         logger.setLevel(level)
@@ -78,7 +78,7 @@ def console(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
 def without_pytests_handlers() -> None:
     """Remove pytest's handlers for this test: they raise where a line can't be formatted their way."""
     root = logging.getLogger()
-    root.handlers[:] = [handler for handler in root.handlers if isinstance(handler, log._Handler)]
+    root.handlers[:] = [handler for handler in root.handlers if isinstance(handler, log._Output)]
 
 
 def ours() -> structlog.typing.FilteringBoundLogger:
@@ -356,9 +356,9 @@ def test_queries_are_stripped(json_lines: Lines, name: str) -> None:
     """No query string of a request or a WebSocket reaches the log, whatever is in it, nor one of another URL."""
     for query in (f"token={KEY}", f'a="b {KEY}', f"a=?{KEY}"):
         arguments = ("1.2.3.4:5", "GET", f"/ws/llm?{query}", "1.1", 101)
-        logging.getLogger(name).info('%s - "%s %s HTTP/%s" %d', *arguments)
-    logging.getLogger(name).info("asked %s", httpx.URL(f"http://x/y?key={KEY}"))
-    logging.getLogger(name).info(f"asked http://x/y?key={KEY} twice")  # noqa: G004
+        logging.getLogger(name).warning('%s - "%s %s HTTP/%s" %d', *arguments)
+    logging.getLogger(name).warning("asked %s", httpx.URL(f"http://x/y?key={KEY}"))
+    logging.getLogger(name).warning(f"asked http://x/y?key={KEY} twice")  # noqa: G004
     lines = json_lines()
     assert {line["event"] for line in lines[:3]} == {'1.2.3.4:5 - "GET /ws/llm HTTP/1.1" 101'}
     assert [line["event"] for line in lines[3:]] == ["asked http://x/y", "asked http://x/y twice"]

@@ -45,7 +45,8 @@ async def test_ready_and_live(client: httpx.AsyncClient) -> None:
 async def test_info(client: httpx.AsyncClient) -> None:
     """`/info` says what runs here and why."""
     body = (await client.get("/info")).json()
-    assert ("llm-service", __version__, "a test chose it") == (body["service"], body["version"], body["provider_reason"])
+    assert ("llm-service", __version__) == (body["service"], body["version"])
+    assert "a test chose it" == body["provider_reason"]
 
 
 async def test_metrics_count_what_was_done(live: Live, client: httpx.AsyncClient) -> None:

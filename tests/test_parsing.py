@@ -1,4 +1,3 @@
-# ruff: noqa: SIM300 - what is expected stands first
 import json
 import os
 from typing import Any, get_args
@@ -393,28 +392,28 @@ def _check(frame: str) -> None:
         assert word not in message or word in frame
 
 
-@settings(max_examples=60 * FUZZ, deadline=None)
+@settings(max_examples=25 * FUZZ, deadline=None)
 @given(text)
 def test_any_text(frame: str) -> None:
     """Any text is an event or a ClientError."""
     _check(frame)
 
 
-@settings(max_examples=40 * FUZZ, deadline=None)
+@settings(max_examples=15 * FUZZ, deadline=None)
 @given(values)
 def test_any_json(value: object) -> None:
     """Any JSON, NaN and lone surrogates included, is an event or a ClientError."""
     _check(json.dumps(value))
 
 
-@settings(max_examples=80 * FUZZ, deadline=None)
+@settings(max_examples=30 * FUZZ, deadline=None)
 @given(mutated)
 def test_mutated_messages(message: dict[str, object]) -> None:
     """Messages that are nearly right are an event or a ClientError that has words for what is wrong."""
     _check(json.dumps(message))
 
 
-@settings(max_examples=40 * FUZZ, deadline=None)
+@settings(max_examples=15 * FUZZ, deadline=None)
 @given(mutated, st.data())
 def test_cut_messages(message: dict[str, object], data: st.DataObject) -> None:
     """A message with a part cut out is an event or a ClientError."""

@@ -1,4 +1,3 @@
-# ruff: noqa: SIM300 - what is expected stands first
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any

@@ -38,7 +38,7 @@ def answer(session: Session, now: float) -> None:
 
 
 def test_the_limit_is_told() -> None:
-    """One connection more than allowed is refused by an error that says when to come again; one that leaves makes room."""
+    """One connection more than allowed is refused and told when to come again; one that leaves makes room."""
     sessions = manager()
     first = sessions.admit(0.0)
     sessions.admit(0.0)
@@ -84,7 +84,7 @@ def test_totals_hold_the_living_and_the_gone() -> None:
     } == living["connections"]
     assert (
         living["connections"]
-        | {  # type: ignore[operator]
+        | {
             "active_connections": 0,
             "utilization_percent": 0.0,
             "total_disconnections": 1,

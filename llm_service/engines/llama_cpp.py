@@ -103,6 +103,11 @@ class LlamaCppEngine:
         """The name of the one model."""
         return self._model
 
+    @property
+    def address(self) -> str:
+        """The URL of the server inside; without the key, which never leaves this object, it refuses."""
+        return self._address
+
     def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
         """Yield the answer as `Delta`s, then one `Finish`; closing the generator frees the slot.
 

@@ -87,14 +87,10 @@ class OllamaEngine:
             read_timeout=read_timeout,
             refuse=lambda refusal: _refused(refusal, self._label),
         )
-        with translating(self._label):
-            self._api = ollama.AsyncClient(
-                base_url,
-                transport=open_transport(),
-                trust_env=False,
-                follow_redirects=False,
-                timeout=httpx.Timeout(QUICK_SECONDS, connect=min(connect_timeout, QUICK_SECONDS)),
-            )
+        self._base_url = base_url
+        self._connect_timeout = connect_timeout
+        self._read_timeout = read_timeout
+        self._api = self._open_api(QUICK_SECONDS)
 
     @property
     def name(self) -> str:
@@ -173,15 +169,28 @@ class OllamaEngine:
     async def pull(self, model: str) -> AsyncGenerator[PullProgress, None]:
         """Download a model, yielding progress; ends when the model can be used. Closing it stops the download."""
         with self._errors(model):
-            # The client is annotated as returning Iterator for each of its forms; this is the streaming one.
-            updates = await self._api.pull(model, stream=True)
-            async for update in updates:
-                yield PullProgress(update.status or "", update.completed, update.total)
+            # A client of its own: checking what was downloaded may take longer than any answer.
+            async with self._open_api(self._read_timeout) as api:
+                updates = await api.pull(model, stream=True)
+                async with aclosing(updates):
+                    async for update in updates:
+                        yield PullProgress(update.status or "", update.completed, update.total)
 
     async def aclose(self) -> None:
         """Close all connections. A second call does nothing."""
         await self._http.aclose()
         await self._api.close()  # type: ignore[no-untyped-call]
+
+    def _open_api(self, read_timeout: float) -> ollama.AsyncClient:
+        connect = min(self._connect_timeout, read_timeout)
+        with translating(self._label):
+            return ollama.AsyncClient(
+                self._base_url,
+                transport=open_transport(),
+                trust_env=False,
+                follow_redirects=False,
+                timeout=httpx.Timeout(read_timeout, connect=connect, pool=connect),
+            )
 
     def _chat(self, request: GenerationRequest) -> dict[str, Any]:
         sampling = request.sampling
@@ -230,7 +239,8 @@ class OllamaEngine:
         except ollama.ResponseError as error:
             refusal = Refusal(max(error.status_code, 0) or 500, cleaned(str(error.error)))
             raise _refused(refusal, self._label, model) from None
-        except (ValueError, ollama.RequestError):
+        except (ValueError, TypeError, AttributeError, RecursionError, ollama.RequestError):
+            # The package takes an answer for the JSON it expects; what it runs into otherwise is not its own.
             raise GenerationFailed(f"{self._label} sent an answer that can't be read.") from None
 
 

@@ -52,7 +52,8 @@ async def test_health_when_the_engine_is_gone(live: Live, client: httpx.AsyncCli
     await live.service.health.check()
     response = await client.get(live.url + "/health")
     assert 503 == response.status_code
-    assert ("degraded", "The scripted engine was told to be down.") == (response.json()["status"], response.json()["problem"])
+    body = response.json()
+    assert ("degraded", "The scripted engine was told to be down.") == (body["status"], body["problem"])
     ready = await client.get(live.monitoring_url + "/health/ready")
     assert (503, "The scripted engine was told to be down.") == (ready.status_code, ready.json()["reason"])
     assert 200 == (await client.get(live.monitoring_url + "/health/live")).status_code

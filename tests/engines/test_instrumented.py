@@ -1,7 +1,6 @@
 """What the measuring wrapper counts, and that it changes nothing of what it wraps."""
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 

@@ -1,0 +1,397 @@
+"""Ollama's native API: what is asked, what comes back, and a real one."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import msgspec
+import psutil
+import pytest
+
+from llm_service.engines.ollama import OllamaEngine, PullProgress
+from llm_service.errors import (
+    ContextOverflow,
+    EngineError,
+    EngineRejected,
+    EngineTimeout,
+    EngineUnreachable,
+    FastTalkError,
+    GenerationFailed,
+    ModelNotFound,
+)
+from llm_service.generation import Delta, Finish, GenerationRequest, Usage
+from tests.engines.fake_server import Exchange, FakeServer
+from tests.engines.requests import SECRET, a_request, collect
+from tests.real_engines import OllamaServer
+
+
+def lines(*parts: dict[str, object]) -> bytes:
+    return b"".join(msgspec.json.encode(part) + b"\n" for part in parts)
+
+
+def said(text: str, thinking: str = "") -> dict[str, object]:
+    return {"model": "small", "message": {"role": "assistant", "content": text, "thinking": thinking}, "done": False}
+
+
+DONE: dict[str, object] = {
+    "message": {"role": "assistant", "content": ""},
+    "done": True,
+    "done_reason": "stop",
+    "prompt_eval_count": 7,
+    "eval_count": 3,
+}
+
+
+@pytest.fixture
+async def engine(fake: FakeServer) -> AsyncGenerator[OllamaEngine, None]:
+    engine = OllamaEngine(fake.url, keep_alive="5m", context_window=4096, options={"num_gpu": 0, "num_thread": 2})
+    yield engine
+    await engine.aclose()
+
+
+def answering(fake: FakeServer, data: bytes, status: int = 200, size: int | None = None) -> None:
+    async def answer(exchange: Exchange) -> None:
+        await exchange.answer(data, status, size)
+
+    fake.answer = answer
+
+
+class TestRequests:
+    async def test_what_is_asked(self, fake: FakeServer, engine: OllamaEngine) -> None:
+        """Window, sampling, device and keep_alive are told; nothing may be cut silently."""
+        answering(fake, lines(DONE))
+        await collect(engine.generate(a_request("hello", max_tokens=9, stop=("END",), seed=5, think=False)))
+        (exchange,) = fake.exchanges
+        assert ("POST", "/api/chat") == (exchange.method, exchange.path)
+        assert exchange.json() == {
+            "model": "small",
+            "messages": [{"role": "user", "content": "hello"}],
+            "stream": True,
+            "truncate": False,
+            "shift": False,
+            "think": False,
+            "keep_alive": "5m",
+            "options": {
+                "num_ctx": 2048,
+                "num_predict": 9,
+                "temperature": 0.0,
+                "top_p": 0.9,
+                "top_k": 40,
+                "stop": ["END"],
+                "seed": 5,
+                "num_gpu": 0,
+                "num_thread": 2,
+            },
+        }
+
+    async def test_what_is_not_given_is_not_sent(self, fake: FakeServer, engine: OllamaEngine) -> None:
+        """Without seed and think the model's own choice stands."""
+        answering(fake, lines(DONE))
+        await collect(engine.generate(a_request()))
+        body = fake.exchanges[0].json()
+        assert "think" not in body
+        assert "seed" not in msgspec.convert(body["options"], dict[str, object])
+
+    @pytest.mark.parametrize(
+        ("setting", "sent"), [("-1", -1), ("300", 300), ("0", 0), ("5m", "5m"), ("1h30m", "1h30m")]
+    )
+    async def test_keep_alive(self, fake: FakeServer, setting: str, sent: int | str) -> None:
+        """A number goes as a number, since Ollama would miss the unit in the string."""
+        answering(fake, lines(DONE))
+        engine = OllamaEngine(fake.url, keep_alive=setting)
+        await collect(engine.generate(a_request()))
+        await engine.aclose()
+        assert sent == fake.exchanges[0].json()["keep_alive"]
+
+    async def test_load(self, fake: FakeServer, engine: OllamaEngine) -> None:
+        """Loading is a chat without messages, in the window and with the options of later requests."""
+        answering(fake, lines({"done": True, "done_reason": "load"}).rstrip())
+        await engine.load("small")
+        body = fake.exchanges[0].json()
+        assert ([], "small") == (body["messages"], body["model"])
+        assert {"num_ctx": 4096, "num_gpu": 0, "num_thread": 2} == body["options"]
+
+
+class TestAnswers:
+    @pytest.mark.parametrize("size", [None, 1, 7])
+    async def test_a_whole_answer(self, fake: FakeServer, engine: OllamaEngine, size: int | None) -> None:
+        """Text and reasoning come out whole and apart, however the bytes are split."""
+        answering(fake, lines(said("", "häm"), said("", " hm"), said("Grüße"), said(" 👋🏽"), DONE), size=size)
+        answer, thoughts, finish = await collect(engine.generate(a_request()))
+        assert ("Grüße 👋🏽", "häm hm", Finish("stop", Usage(7, 3))) == (answer, thoughts, finish)
+
+    @pytest.mark.parametrize(
+        ("told", "reason"), [("stop", "stop"), ("length", "length"), ("else", "stop"), ("", "stop")]
+    )
+    async def test_reasons(self, fake: FakeServer, engine: OllamaEngine, told: str, reason: str) -> None:
+        """Ollama's reasons are mapped; where it counted nothing there is no usage."""
+        answering(fake, lines(said("a"), {"done": True, "done_reason": told}))
+        assert Finish(reason) == (await collect(engine.generate(a_request())))[2]  # type: ignore[arg-type]
+
+    async def test_a_last_line_without_its_end(self, fake: FakeServer, engine: OllamaEngine) -> None:
+        """The last line counts even when no line end follows."""
+        answering(fake, lines({**DONE, "message": {"content": "all"}}).rstrip())
+        assert ("all", "", Finish("stop", Usage(7, 3))) == await collect(engine.generate(a_request()))
+
+    async def test_the_connection_serves_again(self, fake: FakeServer, engine: OllamaEngine) -> None:
+        """An answer read to its end leaves the connection for the next request."""
+        answering(fake, lines(said("a"), DONE))
+        for _ in range(3):
+            await collect(engine.generate(a_request()))
+        assert 1 == fake.connections
+
+    async def test_finish_does_not_wait_for_the_end_of_the_body(self, fake: FakeServer, engine: OllamaEngine) -> None:
+        """The finish is out when Ollama says so, even if the body never ends."""
+
+        async def answer(exchange: Exchange) -> None:
+            await exchange.start()
+            await exchange.send(lines(said("a"), DONE))
+            await exchange.left.wait()
+
+        fake.answer = answer
+        async with asyncio.timeout(5):
+            assert "a" == (await collect(engine.generate(a_request())))[0]
+            await fake.exchanges[0].left.wait()
+
+
+class TestFailures:
+    @pytest.mark.parametrize(
+        ("status", "body", "kind", "words"),
+        [
+            (400, {"error": "the input length exceeds the context length"}, ContextOverflow, "context window"),
+            (404, {"error": "model 'small' not found"}, ModelNotFound, "ollama pull small"),
+            (404, "404 page not found", ModelNotFound, "ollama pull NAME"),
+            (400, {"error": '"small" does not support thinking'}, EngineRejected, "does not support thinking"),
+            (500, {"error": "model requires more system memory"}, GenerationFailed, "more system memory"),
+            (503, {"error": "server busy"}, EngineUnreachable, "server busy"),
+        ],
+    )
+    async def test_refusals(
+        self, fake: FakeServer, engine: OllamaEngine, status: int, body: object, kind: type[FastTalkError], words: str
+    ) -> None:
+        """What Ollama refuses is an error of the right class, in Ollama's words where those help."""
+        answering(fake, msgspec.json.encode(body), status)
+        with pytest.raises(kind, match=words):
+            await collect(engine.generate(a_request()))
+        with pytest.raises(kind):
+            await engine.load("small")
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            lines(said("a"), {"error": "an error was encountered"}),
+            lines(said("a"), {"error": {"odd": 1}}),
+            lines(said("a")),
+            b"",
+            b"<html>\n",
+            b'{"message": 5}\n',
+            b'{"message": {"content": "\xff"}}\n',
+            b"[" * 100_000 + b"\n",
+            b"x" * 1_100_000,
+        ],
+        ids=["error", "odd error", "cut off", "empty", "html", "wrong type", "not utf-8", "deep", "endless line"],
+    )
+    async def test_broken_streams(self, fake: FakeServer, engine: OllamaEngine, data: bytes) -> None:
+        """An error line, a cut-off stream and rubbish are GenerationFailed."""
+        answering(fake, data)
+        with pytest.raises(GenerationFailed):
+            await collect(engine.generate(a_request()))
+
+    async def test_messages_hold_no_prompt(self, fake: FakeServer, engine: OllamaEngine) -> None:
+        """What the user said is in none of the errors, not even when the engine sends it back as rubbish."""
+        answering(fake, SECRET.encode() + b"\n")
+        with pytest.raises(EngineError) as caught:
+            await collect(engine.generate(a_request(SECRET)))
+        assert SECRET not in repr(caught.value)
+
+    async def test_silence(self, fake: FakeServer) -> None:
+        """An Ollama that opens the stream and says nothing is EngineTimeout."""
+
+        async def answer(exchange: Exchange) -> None:
+            await exchange.start()
+            await exchange.left.wait()
+
+        fake.answer = answer
+        engine = OllamaEngine(fake.url, read_timeout=0.05)
+        with pytest.raises(EngineTimeout):
+            await collect(engine.generate(a_request()))
+        await engine.aclose()
+
+    async def test_nobody_there(self, unused_tcp_port: int) -> None:
+        """Every call says that Ollama is not there."""
+        engine = OllamaEngine(f"http://127.0.0.1:{unused_tcp_port}")
+        calls = [
+            collect(engine.generate(a_request())),
+            engine.load("small"),
+            engine.ping(),
+            engine.models(),
+            engine.context_window("small"),
+            anext(engine.pull("small")),
+        ]
+        for call in calls:
+            with pytest.raises(EngineUnreachable):
+                await call
+        await engine.aclose()
+        await engine.aclose()
+
+    async def test_closing_is_the_cancel(self, fake: FakeServer, engine: OllamaEngine) -> None:
+        """Ollama sees its client leave when the generator is closed between two deltas."""
+
+        async def answer(exchange: Exchange) -> None:
+            await exchange.start()
+            await exchange.send(lines(said("a")))
+            await exchange.left.wait()
+
+        fake.answer = answer
+        async with aclosing(engine.generate(a_request())) as events:
+            assert Delta("a") == await anext(events)
+        async with asyncio.timeout(1):
+            await fake.exchanges[0].left.wait()
+
+
+class TestManagement:
+    async def test_models_and_windows(self, fake: FakeServer, engine: OllamaEngine) -> None:
+        """Names, the trained window and what is loaded are read from tags, show and ps."""
+        model = {"name": "small", "model": "small", "context_length": 2048}
+        documents: dict[str, object] = {
+            "/api/tags": {"models": [model]},
+            "/api/ps": {"models": [model]},
+            "/api/show": {"model_info": {"general.architecture": "llama", "llama.context_length": 8192}},
+        }
+
+        async def answer(exchange: Exchange) -> None:
+            await exchange.answer(msgspec.json.encode(documents[exchange.path]))
+
+        fake.answer = answer
+        await engine.ping()
+        assert (["small"], {"small": 2048}) == (await engine.models(), await engine.loaded())
+        assert 8192 == await engine.context_window("small")
+        documents["/api/show"] = {"model_info": {}}
+        assert await engine.context_window("small") is None
+
+    async def test_pull(self, fake: FakeServer, engine: OllamaEngine) -> None:
+        """Progress comes as Ollama tells it; an error line within it is an error."""
+        answering(fake, lines({"status": "pulling", "completed": 1, "total": 2}, {"status": "success"}))
+        assert [PullProgress("pulling", 1, 2), PullProgress("success")] == [step async for step in engine.pull("small")]
+        answering(fake, lines({"status": "pulling"}, {"error": "pull model manifest: file does not exist"}))
+        with pytest.raises(GenerationFailed, match="file does not exist"):
+            [step async for step in engine.pull("small")]
+
+    @pytest.mark.parametrize(
+        ("status", "body", "kind"),
+        [
+            (404, b'{"error": "model \'x\' not found"}', ModelNotFound),
+            (404, b"<html>", ModelNotFound),
+            (400, b'["odd"]', GenerationFailed),
+            (500, b'{"error": {"odd": 1}}', GenerationFailed),
+            (200, b"<html>", GenerationFailed),
+            (200, b"[]", GenerationFailed),
+            (200, b'{"models": 5}', GenerationFailed),
+            (302, b"", EngineRejected),
+        ],
+    )
+    async def test_errors(
+        self, fake: FakeServer, engine: OllamaEngine, status: int, body: bytes, kind: type[FastTalkError]
+    ) -> None:
+        """Whatever the ollama package makes of an answer, what comes out is one of our errors."""
+        answering(fake, body, status)
+        with pytest.raises(kind):
+            await engine.context_window("x")
+        with pytest.raises(FastTalkError):
+            await engine.models()
+
+    async def test_the_proxy_of_the_environment_is_not_used(
+        self, fake: FakeServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Management calls go straight to Ollama, too."""
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, "http://127.0.0.1:9")
+        answering(fake, b'{"models": []}')
+        engine = OllamaEngine(fake.url)
+        assert [] == await engine.models()
+        await engine.aclose()
+
+
+@pytest.mark.ollama
+class TestRealOllama:
+    @pytest.fixture
+    async def real(self, ollama_server: OllamaServer) -> AsyncGenerator[OllamaEngine, None]:
+        engine = OllamaEngine(ollama_server.url, context_window=2048, options={"num_gpu": 0})
+        yield engine
+        await engine.aclose()
+
+    async def test_an_answer(self, real: OllamaEngine, ollama_server: OllamaServer) -> None:
+        """Words stream and the tokens are counted."""
+        await real.load(ollama_server.model)
+        request = a_request("Name three colours.", model=ollama_server.model, max_tokens=12)
+        answer, _, finish = await collect(real.generate(request))
+        assert answer.strip()
+        assert finish.usage is not None
+        assert finish.usage.prompt_tokens > 5
+        assert 0 < finish.usage.completion_tokens <= 12
+
+    async def test_what_it_tells(self, real: OllamaEngine, ollama_server: OllamaServer) -> None:
+        """It answers, has the model and knows the model's window."""
+        await real.ping()
+        assert [f"{ollama_server.model}:latest"] == await real.models()
+        assert 8192 == await real.context_window(ollama_server.model)
+
+    async def test_the_window_is_applied_and_load_spares_a_reload(
+        self, real: OllamaEngine, ollama_server: OllamaServer
+    ) -> None:
+        """After load() the model has the window asked for, and the first request finds it as it needs it."""
+        await real.load(ollama_server.model)
+        assert {f"{ollama_server.model}:latest": 2048} == await real.loaded()
+        same = a_request("Say hello.", model=ollama_server.model, max_tokens=4, window=2048)
+        other = a_request("Say hello.", model=ollama_server.model, max_tokens=4, window=1024)
+        before = runners()
+        first = await _first_token_seconds(real, same)
+        assert before == runners(), "the model was loaded again"
+        reloaded = await _first_token_seconds(real, other)
+        print(f"\nfirst token after load() {first:.3f} s; with another window, so loaded again, {reloaded:.3f} s")
+        # Ollama loads into a process of its own, so this shows that a reload would have been seen.
+        assert before != runners()
+        assert {f"{ollama_server.model}:latest": 1024} == await real.loaded()
+
+    async def test_a_prompt_over_the_window(self, real: OllamaEngine, ollama_server: OllamaServer) -> None:
+        """It is an error and not a silent cut."""
+        with pytest.raises(ContextOverflow):
+            await collect(real.generate(a_request("word " * 4000, model=ollama_server.model)))
+
+    async def test_an_unknown_model(self, real: OllamaEngine) -> None:
+        """The error says what to run."""
+        with pytest.raises(ModelNotFound, match="ollama pull nothing-like-that"):
+            await collect(real.generate(a_request(model="nothing-like-that")))
+        with pytest.raises(ModelNotFound):
+            await real.load("nothing-like-that")
+        with pytest.raises(ModelNotFound):
+            await real.context_window("nothing-like-that")
+
+    async def test_a_cancel_frees_it(self, real: OllamaEngine, ollama_server: OllamaServer) -> None:
+        """After a cancel in the middle the next first token comes about as fast as from an idle Ollama."""
+        short = a_request("Say hello.", model=ollama_server.model, max_tokens=2)
+        await collect(real.generate(short))
+        idle = await _first_token_seconds(real, short)
+        long = a_request("Write a very long story about the sea.", model=ollama_server.model, max_tokens=1500)
+        after = []
+        for _ in range(3):
+            async with aclosing(real.generate(long)) as events:
+                for _ in range(5):
+                    await anext(events)
+            after.append(await _first_token_seconds(real, short))
+        print(f"\nfirst token: idle {idle:.3f} s, after a cancel {', '.join(f'{s:.3f}' for s in after)} s")
+        # The rest of the long answer would take many seconds; the short prompt alone takes a fraction of one.
+        assert min(after) < idle + 1.0
+
+
+def runners() -> set[int]:
+    """Process ids of the processes in which this session's Ollama holds its models."""
+    return {child.pid for child in psutil.Process().children(recursive=True) if "runner" in child.cmdline()}
+
+
+async def _first_token_seconds(engine: OllamaEngine, request: GenerationRequest) -> float:
+    began = time.monotonic()
+    async with aclosing(engine.generate(request)) as events:
+        await anext(events)
+    return time.monotonic() - began

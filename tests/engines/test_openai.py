@@ -1,0 +1,285 @@
+"""OpenAI's chat completions over server-sent events: what is asked and what comes back."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import msgspec
+import pytest
+
+from llm_service.engines.openai import OpenAIEngine
+from llm_service.errors import (
+    ConfigurationError,
+    ContextOverflow,
+    EngineError,
+    EngineRejected,
+    EngineTimeout,
+    EngineUnreachable,
+    FastTalkError,
+    GenerationFailed,
+    ModelNotFound,
+)
+from llm_service.generation import Delta, Finish, Usage
+from tests.engines.fake_server import Exchange, FakeServer
+from tests.engines.requests import SECRET, a_request, collect
+
+DONE = b"data: [DONE]\n\n"
+
+
+def events(*parts: dict[str, object]) -> bytes:
+    return b"".join(b"data: " + msgspec.json.encode(part) + b"\n\n" for part in parts)
+
+
+def said(finish_reason: str | None = None, **delta: str | None) -> dict[str, object]:
+    return {
+        "object": "chat.completion.chunk",
+        "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}],
+    }
+
+
+def counted(**details: int) -> dict[str, object]:
+    usage: dict[str, object] = {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13}
+    return {"choices": [], "usage": {**usage, "prompt_tokens_details": details or None}}
+
+
+@pytest.fixture
+async def engine(fake: FakeServer) -> AsyncGenerator[OpenAIEngine, None]:
+    engine = OpenAIEngine(f"{fake.url}/v1", api_key="key-1")
+    yield engine
+    await engine.aclose()
+
+
+def answering(fake: FakeServer, data: bytes, status: int = 200, size: int | None = None) -> None:
+    async def answer(exchange: Exchange) -> None:
+        await exchange.answer(data, status, size)
+
+    fake.answer = answer
+
+
+WHOLE = events(said(role="assistant", content=None), said(content="a"), said("stop"), counted()) + DONE
+
+
+class TestRequests:
+    async def test_what_is_asked(self, fake: FakeServer, engine: OpenAIEngine) -> None:
+        """Sampling, usage and the key are sent; top_k and thinking as vLLM and llama-server take them."""
+        answering(fake, WHOLE)
+        await collect(engine.generate(a_request("hello", max_tokens=9, stop=("END",), seed=5, think=False)))
+        (exchange,) = fake.exchanges
+        assert ("POST", "/v1/chat/completions") == (exchange.method, exchange.path)
+        assert "Bearer key-1" == exchange.headers["authorization"]
+        assert exchange.json() == {
+            "model": "small",
+            "messages": [{"role": "user", "content": "hello"}],
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "temperature": 0.0,
+            "top_p": 0.9,
+            "top_k": 40,
+            "max_tokens": 9,
+            "stop": ["END"],
+            "seed": 5,
+            "chat_template_kwargs": {"enable_thinking": False},
+        }
+
+    async def test_a_strict_server(self, fake: FakeServer) -> None:
+        """Without extended sampling nothing is sent that OpenAI does not know; without a key no header."""
+        answering(fake, WHOLE)
+        engine = OpenAIEngine(f"{fake.url}/v1", extended_sampling=False)
+        await collect(engine.generate(a_request(think=True)))
+        await engine.aclose()
+        known = {"model", "messages", "stream", "stream_options", "temperature", "top_p", "max_tokens"}
+        assert known == set(fake.exchanges[0].json())
+        assert "authorization" not in fake.exchanges[0].headers
+
+    @pytest.mark.parametrize("key", ["a\nb", "ü", "\x00"])
+    def test_a_key_that_no_header_can_hold(self, key: str) -> None:
+        """It is refused at once, and not shown."""
+        with pytest.raises(ConfigurationError) as caught:
+            OpenAIEngine("http://127.0.0.1/v1", api_key=key)
+        assert key not in caught.value.message
+
+    async def test_load_asks_nothing(self, fake: FakeServer, engine: OpenAIEngine) -> None:
+        """Such a server has loaded its model before it answers."""
+        await engine.load("small")
+        assert ([], "openai") == (fake.exchanges, engine.name)
+
+
+class TestAnswers:
+    @pytest.mark.parametrize("size", [None, 1, 7])
+    async def test_a_whole_answer(self, fake: FakeServer, engine: OpenAIEngine, size: int | None) -> None:
+        """Text, reasoning in either field, and usage come out whole, however the bytes are split."""
+        parts = [
+            said(role="assistant", content=""),
+            said(reasoning_content="hm"),
+            said(reasoning=" hm", content=None),
+            said(content="Grüße"),
+            said(content=" 👋🏽"),
+            said("stop"),
+            counted(cached_tokens=6),
+        ]
+        answering(fake, b": ping\n\n" + events(*parts) + DONE, size=size)
+        answer, thoughts, finish = await collect(engine.generate(a_request()))
+        assert ("Grüße 👋🏽", "hm hm", Finish("stop", Usage(9, 4, 6))) == (answer, thoughts, finish)
+
+    @pytest.mark.parametrize(("told", "reason"), [("stop", "stop"), ("length", "length"), ("tool_calls", "stop")])
+    async def test_reasons(self, fake: FakeServer, engine: OpenAIEngine, told: str, reason: str) -> None:
+        """Reasons are mapped; without counts there is no usage; [DONE] may be missing."""
+        answering(fake, events(said(content="a"), said(told)))
+        assert Finish(reason) == (await collect(engine.generate(a_request())))[2]  # type: ignore[arg-type]
+
+    async def test_text_in_the_last_chunk(self, fake: FakeServer, engine: OpenAIEngine) -> None:
+        """A chunk may bring the last text and the reason together; other choices are not ours."""
+        other = {"choices": [{"index": 1, "delta": {"content": "no"}}]}
+        answering(fake, events(said(content="a"), other, said("stop", content="b")) + DONE)
+        assert "ab" == (await collect(engine.generate(a_request())))[0]
+
+    @pytest.mark.parametrize(
+        ("part", "usage"),
+        [
+            (counted(), Usage(9, 4)),
+            ({**counted(), "timings": {"cache_n": 5, "prompt_n": 4, "predicted_n": 4}}, Usage(9, 4, 5)),
+            ({"timings": {"cache_n": 5, "prompt_n": 4, "predicted_n": 4}}, Usage(9, 4, 5)),
+            ({"usage": None}, None),
+        ],
+    )
+    async def test_usage(
+        self, fake: FakeServer, engine: OpenAIEngine, part: dict[str, object], usage: Usage | None
+    ) -> None:
+        """Counts come from usage, or from llama-server's timings where that is all there is."""
+        answering(fake, events(said("stop", content="a"), part) + DONE)
+        assert usage == (await collect(engine.generate(a_request())))[2].usage
+
+    async def test_the_connection_serves_again(self, fake: FakeServer, engine: OpenAIEngine) -> None:
+        """An answer read to its end leaves the connection for the next request."""
+        answering(fake, WHOLE)
+        for _ in range(3):
+            await collect(engine.generate(a_request()))
+        assert 1 == fake.connections
+
+    async def test_closing_is_the_cancel(self, fake: FakeServer, engine: OpenAIEngine) -> None:
+        """The engine sees its client leave when the generator is closed between two deltas."""
+
+        async def answer(exchange: Exchange) -> None:
+            await exchange.start()
+            await exchange.send(events(said(content="a")))
+            await exchange.left.wait()
+
+        fake.answer = answer
+        async with aclosing(engine.generate(a_request())) as deltas:
+            assert Delta("a") == await anext(deltas)
+        async with asyncio.timeout(1):
+            await fake.exchanges[0].left.wait()
+
+
+class TestFailures:
+    @pytest.mark.parametrize(
+        ("status", "body", "kind"),
+        [
+            (400, {"error": {"code": 400, "message": "m", "type": "exceed_context_size_error"}}, ContextOverflow),
+            (400, {"error": {"code": "context_length_exceeded", "message": "m", "type": "x y"}}, ContextOverflow),
+            (400, {"object": "error", "message": "This model's maximum context length is 5 tokens."}, ContextOverflow),
+            (404, {"error": {"message": "The model `small` does not exist.", "type": "NotFoundError"}}, ModelNotFound),
+            (404, {"error": {"message": "m", "code": "model_not_found"}}, ModelNotFound),
+            (404, {"detail": "Not Found"}, EngineRejected),
+            (400, {"error": {"message": SECRET, "type": "BadRequestError"}}, EngineRejected),
+            (422, {"detail": [{"input": SECRET}]}, EngineRejected),
+            (401, {"error": {"message": "Invalid API Key"}}, EngineRejected),
+            (429, {"error": {"message": "slow down"}}, EngineUnreachable),
+            (500, {"error": {"message": SECRET}}, GenerationFailed),
+            (503, {"error": {"message": "Loading model", "type": "unavailable_error"}}, EngineUnreachable),
+        ],
+    )
+    async def test_refusals(
+        self, fake: FakeServer, engine: OpenAIEngine, status: int, body: object, kind: type[FastTalkError]
+    ) -> None:
+        """What an engine refuses is an error of the right class that quotes nothing of the prompt."""
+        answering(fake, msgspec.json.encode(body), status)
+        with pytest.raises(FastTalkError) as caught:
+            await collect(engine.generate(a_request()))
+        assert kind is type(caught.value)
+        assert SECRET not in caught.value.message
+        assert ("API key" in caught.value.message) == (status == 401)
+
+    @pytest.mark.parametrize(
+        ("data", "kind"),
+        [
+            (events(said(content="a"), {"error": {"message": "died", "type": "server_error"}}), GenerationFailed),
+            (events(said(content="a"), {"error": "died"}), GenerationFailed),
+            (events({"object": "error", "message": "died", "code": 500}), GenerationFailed),
+            (events({"error": {"type": "exceed_context_size_error"}}), ContextOverflow),
+            (events(said(content="a")), GenerationFailed),
+            (events(said(content="a")) + DONE, GenerationFailed),
+            (b"", GenerationFailed),
+            (b"data: <html>\n\n", GenerationFailed),
+            (b'data: {"choices": 5}\n\n', GenerationFailed),
+            (b'data: {"choices": [{"delta": {"content": "\xff"}}]}\n\n', GenerationFailed),
+            (b"data: " + b"[" * 100_000 + b"\n\n", GenerationFailed),
+            (b"data: " + b"x" * 1_100_000, GenerationFailed),
+            (events(said(content="a"), said("content_filter")) + DONE, EngineRejected),
+        ],
+    )
+    async def test_broken_streams(
+        self, fake: FakeServer, engine: OpenAIEngine, data: bytes, kind: type[FastTalkError]
+    ) -> None:
+        """An error event, a cut-off stream, rubbish and a filter's cut are errors, never a short answer."""
+        answering(fake, data)
+        with pytest.raises(kind):
+            await collect(engine.generate(a_request()))
+
+    async def test_an_error_that_is_null_is_none(self, fake: FakeServer, engine: OpenAIEngine) -> None:
+        """Servers that always send the field are understood."""
+        answering(fake, events({**said("stop", content="a"), "error": None}) + DONE)
+        assert "a" == (await collect(engine.generate(a_request())))[0]
+
+    async def test_silence_and_absence(self, fake: FakeServer, unused_tcp_port: int) -> None:
+        """A silent engine is EngineTimeout, an absent one EngineUnreachable, for every call."""
+
+        async def answer(exchange: Exchange) -> None:
+            await exchange.left.wait()
+
+        fake.answer = answer
+        engine = OpenAIEngine(f"{fake.url}/v1", read_timeout=0.05)
+        with pytest.raises(EngineTimeout):
+            await collect(engine.generate(a_request()))
+        with pytest.raises(EngineTimeout):
+            await engine.ping()
+        await engine.aclose()
+        engine = OpenAIEngine(f"http://127.0.0.1:{unused_tcp_port}/v1")
+        calls = [collect(engine.generate(a_request())), engine.ping(), engine.models(), engine.context_window("x")]
+        for call in calls:
+            with pytest.raises(EngineUnreachable):
+                await call
+        await engine.aclose()
+        await engine.aclose()
+
+
+class TestManagement:
+    @pytest.mark.parametrize(
+        ("served", "window"),
+        [
+            ([{"id": "small", "max_model_len": 4096}, {"id": "other"}], 4096),
+            ([{"id": "small", "meta": {"n_ctx": 2048, "n_ctx_train": 8192}}], 2048),
+            ([{"id": "/models/x.gguf", "meta": {"n_ctx_train": 8192}}], 8192),
+            ([{"id": "x", "aliases": ["small"], "meta": {"n_ctx": 512}}, {"id": "y"}], 512),
+            ([{"id": "small"}], None),
+            ([{"id": "small", "meta": None}], None),
+            ([{"id": "x", "max_model_len": 1}, {"id": "y", "max_model_len": 1}], None),
+            ([], None),
+        ],
+    )
+    async def test_windows(
+        self, fake: FakeServer, engine: OpenAIEngine, served: list[dict[str, object]], window: int | None
+    ) -> None:
+        """vLLM's max_model_len and llama-server's meta are read; other engines do not tell."""
+        answering(fake, msgspec.json.encode({"object": "list", "data": served}))
+        assert window == await engine.context_window("small")
+        assert [entry["id"] for entry in served] == await engine.models()
+        await engine.ping()
+        assert {"/v1/models"} == {exchange.path for exchange in fake.exchanges}
+
+    @pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"data": [{}]}', b"\xff"])
+    async def test_an_unreadable_list(self, fake: FakeServer, engine: OpenAIEngine, body: bytes) -> None:
+        """It is an error of ours."""
+        answering(fake, body)
+        with pytest.raises(EngineError):
+            await engine.models()

@@ -1,0 +1,125 @@
+"""The scripted engine says what it is told to, when it is told to, and remembers."""
+
+import asyncio
+from contextlib import aclosing
+
+import pytest
+
+from llm_service.engines.scripted import Fault, ScriptedEngine, default_answer
+from llm_service.errors import EngineUnreachable, GenerationFailed, ModelNotFound
+from llm_service.generation import Delta, Finish, Usage
+from tests.engines.requests import a_request, collect
+
+FAST = 1_000_000.0
+
+
+def scripted(*tokens: str, faults: tuple[Fault | None, ...] = ()) -> ScriptedEngine:
+    return ScriptedEngine(lambda request: tokens, tokens_per_second=FAST, models=(), faults=faults)
+
+
+async def test_an_answer() -> None:
+    """The tokens come in order, then one finish with the counts; empty tokens are not shown."""
+    engine = scripted("a", "", " b")
+    events = [event async for event in engine.generate(a_request("one two"))]
+    assert [Delta("a"), Delta(" b"), Finish("stop", Usage(2, 3))] == events
+    assert (["finished"], 0, 1) == (engine.endings, engine.running, engine.most_running)
+
+
+async def test_max_tokens() -> None:
+    """The answer is cut where the request says, and only if there was more."""
+    engine = scripted("a", "b", "c")
+    assert ("ab", "", Finish("length", Usage(1, 2))) == await collect(engine.generate(a_request("x", max_tokens=2)))
+    assert "stop" == (await collect(engine.generate(a_request("x", max_tokens=3))))[2].reason
+
+
+def test_the_default_answer_depends_on_the_message() -> None:
+    """The same message gets the same text, another one another."""
+    one, again, other = (default_answer(a_request(text)) for text in ("a b", "a b", "a c"))
+    assert (True, False) == (one == again, one == other)
+    assert "".join(one).startswith("You said: a b That is 2 words and 3 characters")
+
+
+async def test_the_pace() -> None:
+    """Tokens come on a schedule: a slow reader catches up and does not delay the rest."""
+    engine = ScriptedEngine(lambda request: ["x"] * 20, tokens_per_second=200, ttft=0.05, models=())
+    clock = asyncio.get_running_loop().time
+    began = clock()
+    times = []
+    async with aclosing(engine.generate(a_request(max_tokens=20))) as events:
+        async for _ in events:
+            times.append(clock() - began)
+            if len(times) == 5:
+                await asyncio.sleep(0.03)
+    assert times[0] >= 0.05
+    assert 0.05 + 19 / 200 <= times[19] < 0.05 + 19 / 200 + 0.1
+
+
+@pytest.mark.parametrize("after", [0, 2, 3])
+async def test_failing(after: int) -> None:
+    """A fault comes before the first token, after some or after the last; the next generation is whole."""
+    engine = scripted("a", "b", "c")
+    engine.fail(GenerationFailed("on purpose"), after=after)
+    got = []
+    with pytest.raises(GenerationFailed, match="on purpose"):
+        async for event in engine.generate(a_request()):
+            got.append(event)  # noqa: PERF401 - what came before the error is wanted
+    assert [Delta(token) for token in "abc"[:after]] == got
+    assert "abc" == (await collect(engine.generate(a_request())))[0]
+    assert ["failed", "finished"] == engine.endings
+
+
+@pytest.mark.parametrize("after", [0, 2])
+async def test_hanging(after: int) -> None:
+    """A hang lasts until the generation is cancelled, and that is recorded as closed."""
+    engine = scripted("a", "b", "c", faults=(Fault(after),))
+    events = engine.generate(a_request())
+    for _ in range(after):
+        await anext(events)
+    waiting = asyncio.ensure_future(anext(events))
+    done, _ = await asyncio.wait([waiting], timeout=0.02)
+    assert (set(), 1) == (done, engine.running)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert (["closed"], 0) == (engine.endings, engine.running)
+
+
+async def test_a_pause() -> None:
+    """After a stall of some time the answer goes on."""
+    engine = scripted("a", "b", faults=(None, Fault(1, pause=0.01)))
+    assert ["ab", "ab"] == [(await collect(engine.generate(a_request())))[0] for _ in range(2)]
+
+
+async def test_closing() -> None:
+    """Closing a generation is recorded; one that was never begun is not."""
+    engine = scripted("a", "b")
+    async with aclosing(engine.generate(a_request())) as events:
+        await anext(events)
+        assert 1 == engine.running
+    await engine.generate(a_request()).aclose()
+    assert (["closed"], 0, 1) == (engine.endings, engine.running, len(engine.requests))
+
+
+async def test_the_rest_of_the_interface() -> None:
+    """Models, window, loads and being down are as told."""
+    engine = ScriptedEngine(window=512, name="double", tokens_per_second=FAST)
+    await engine.load("scripted")
+    await engine.ping()
+    assert (["scripted"], 512) == (await engine.models(), await engine.context_window("scripted"))
+    assert (["scripted"], "double") == (engine.loads, engine.name)
+    with pytest.raises(ModelNotFound):
+        await collect(engine.generate(a_request(model="other")))
+    engine.down = True
+    for call in (engine.ping(), engine.models(), collect(engine.generate(a_request(model="scripted")))):
+        with pytest.raises(EngineUnreachable):
+            await call
+    await engine.aclose()
+    assert engine.closed
+
+
+async def test_records_are_bounded() -> None:
+    """A demonstration that runs for weeks remembers the last thousand."""
+    engine = scripted("a")
+    for number in range(1100):
+        await collect(engine.generate(a_request(str(number))))
+    assert (1000, "1099") == (len(engine.requests), engine.requests[-1].messages[0].content)

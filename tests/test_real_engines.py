@@ -1,0 +1,128 @@
+"""The whole service with real engines behind it: what a client sees, and that a cancel frees the engine."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Iterator
+
+import pytest
+from websockets.asyncio.client import ClientConnection
+
+from llm_service.engines.base import Engine
+from llm_service.engines.llama_cpp import LlamaCppEngine
+from llm_service.engines.ollama import OllamaEngine
+from tests.live import Live, ask, collect, live_service, receive, send, start
+from tests.real_engines import EMBEDDED_WINDOW, OllamaServer
+
+STORY = "Tell me a very long story about a lighthouse keeper and the sea."
+LONG = {"max_tokens": 1500, "temperature": 0.0}
+
+
+@contextlib.asynccontextmanager
+async def unclosed(engine: Engine, model: str) -> AsyncGenerator[Live, None]:
+    """Run the service around an engine that outlives it."""
+
+    class Borrowed:
+        def __getattr__(self, name: str) -> object:
+            return getattr(engine, name)
+
+        async def aclose(self) -> None:
+            """Leave it open for the next test."""
+
+    async with live_service(Borrowed(), model=model, context_window=EMBEDDED_WINDOW) as live:  # type: ignore[arg-type]
+        yield live
+
+
+async def capital(live: Live) -> None:
+    """Hold the README's conversation and check what came."""
+    async with live.connect() as socket:
+        await start(socket, temperature=0.0, seed=1)
+        answer = await ask(socket, "What is the capital of France?")
+        assert "Paris" in answer.text
+        stats = answer.terminal["stats"]
+        assert "response_complete" == answer.terminal["type"]
+        assert stats["prompt_tokens"] > 10
+        assert len(answer.tokens) > 3
+        # The stop token is counted by engines that saw it, and is no text.
+        assert abs(stats["tokens_generated"] - len(answer.tokens)) <= 2
+        assert stats["time_to_first_token_ms"] > 0
+        second = await ask(socket, "And what is the capital of Italy?")
+        assert second.terminal["stats"]["prompt_tokens"] > stats["prompt_tokens"]
+
+
+async def interrupted(socket: ClientConnection) -> float:
+    """Let an answer run for ten tokens, then cancel it; returns the moment of the cancel."""
+    await start(socket, **LONG)
+    await send(socket, "user_message", text=STORY)
+    for _ in range(10):
+        assert "token" == (await receive(socket))["type"]
+    began = time.monotonic()
+    await send(socket, "cancel")
+    assert "cancelled" == (await collect(socket)).terminal["type"]
+    return began
+
+
+@pytest.mark.embedded
+@pytest.mark.asyncio(loop_scope="session")
+class TestEmbedded:
+    async def test_it_answers(self, embedded_engine: LlamaCppEngine) -> None:
+        """The embedded model answers, streamed, with the engine's own counts."""
+        async with unclosed(embedded_engine, embedded_engine.model) as live:
+            await capital(live)
+
+    @pytest.mark.parametrize("how", ["cancel", "disconnect", "end_session"])
+    async def test_stopping_frees_the_slot(self, embedded_engine: LlamaCppEngine, how: str) -> None:
+        """After a cancel, a disconnect or an end_session llama.cpp's slots are idle again; the time is printed."""
+        async with unclosed(embedded_engine, embedded_engine.model) as live, live.connect() as socket:
+            if how == "cancel":
+                began = await interrupted(socket)
+            else:
+                await start(socket, **LONG)
+                await send(socket, "user_message", text=STORY)
+                for _ in range(10):
+                    await receive(socket)
+                assert 1 == await embedded_engine.busy_slots()
+                began = time.monotonic()
+                await (socket.close() if how == "disconnect" else send(socket, "end_session"))
+            async with asyncio.timeout(10):
+                while await embedded_engine.busy_slots():
+                    await asyncio.sleep(0.005)
+            print(f"\nllama.cpp: {how} to idle: {1000 * (time.monotonic() - began):.0f} ms")
+
+
+@pytest.fixture
+def ollama_engine(ollama_server: OllamaServer) -> Iterator[OllamaEngine]:
+    yield OllamaEngine(ollama_server.url, context_window=EMBEDDED_WINDOW)
+
+
+@pytest.mark.ollama
+class TestOllama:
+    async def test_it_answers(self, ollama_server: OllamaServer, ollama_engine: OllamaEngine) -> None:
+        """A real Ollama answers, streamed, with its own counts."""
+        async with live_service(ollama_engine, model=ollama_server.model, context_window=EMBEDDED_WINDOW) as live:
+            await capital(live)
+
+    async def test_cancel_frees_it(self, ollama_server: OllamaServer, ollama_engine: OllamaEngine) -> None:
+        """After a cancel the next request's first token comes as fast as on an idle Ollama; both are printed."""
+        async with live_service(ollama_engine, model=ollama_server.model, context_window=EMBEDDED_WINDOW) as live:
+
+            async def first_token() -> float:
+                async with live.connect() as socket:
+                    await start(socket, max_tokens=1, temperature=0.0)
+                    stats = (await ask(socket, "Say yes.")).terminal["stats"]
+                    return float(stats["time_to_first_token_ms"])
+
+            await first_token()
+            idle = await first_token()
+            async with live.connect() as socket:
+                await interrupted(socket)
+            after = await first_token()
+            whole = time.monotonic()
+            async with live.connect() as socket:
+                await start(socket, **LONG)
+                await send(socket, "user_message", text=STORY)
+                await receive(socket)
+                uncancelled = 1000 * (time.monotonic() - whole)
+        print(f"\nOllama: first token idle {idle:.0f} ms, right after a cancel {after:.0f} ms")
+        # The cancelled answer had well over a thousand tokens to go: many seconds on any machine.
+        assert after < 5 * max(idle, uncancelled) + 500
