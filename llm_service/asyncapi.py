@@ -1,10 +1,9 @@
 """The published protocol: the AsyncAPI document and the JSON Schemas in docs/, made from `events` alone.
 
-`write` puts them into a repository; a test compares them with what `documents` would write.
+`llm_service.documents` puts them into a repository.
 """
 
 import json
-from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
@@ -100,27 +99,16 @@ def server_schema() -> Json:
 
 
 def documents() -> dict[str, str]:
-    """Return every file: its path in the repository, and its text."""
+    """Return every file: its path from the repository's root, and its text.
+
+    Raises:
+        ConfigurationError: PyYAML is not installed.
+    """
     return {
         "docs/asyncapi.yaml": _yaml(document()),
         "docs/schemas/client.json": json.dumps(client_schema(), indent=2) + "\n",
         "docs/schemas/server.json": json.dumps(server_schema(), indent=2) + "\n",
     }
-
-
-def write(root: Path) -> list[Path]:
-    """Write the files below `root` and return their paths.
-
-    Raises:
-        ConfigurationError: PyYAML is not installed.
-    """
-    written = []
-    for name, text in documents().items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        written.append(path)
-    return written
 
 
 def _client_schemas(prefix: str) -> dict[str, Json]:

@@ -6,6 +6,7 @@ The one place that reads the process's environment and arguments.
 import argparse
 import asyncio
 import contextlib
+import io
 import json
 import os
 import sys
@@ -17,9 +18,12 @@ from dotenv import dotenv_values
 
 from llm_service import __version__
 from llm_service.config import Settings, shown
-from llm_service.errors import FastTalkError
+from llm_service.errors import ConfigurationError, FastTalkError
 
-# Options of `websocket` that stand for a variable; the option wins.
+PACKAGE = Path(__file__).parent
+MULTIPROCESS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+
+# Options that stand for a variable; the option wins.
 OPTIONS = {
     "host": "LLM_HOST",
     "port": "LLM_PORT",
@@ -32,42 +36,61 @@ OPTIONS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command and exit with its status: 0 fine, 1 failed, 2 wrongly called."""
-    options = _parser().parse_args(sys.argv[1:] if arguments is None else arguments)
+    """Run one command and exit with its status: 0 fine, 1 failed, 2 wrongly called, 130 stopped by Ctrl-C."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that has no check mark gets a question mark, not a traceback.
+        sys.stdout.reconfigure(errors="replace")
     try:
-        status = options.run(options)
+        options = _parser().parse_args(sys.argv[1:] if arguments is None else arguments)
+        status: int = options.run(options)
+        print(end="", flush=True)  # noqa: T201 - what cannot be written is told here, not by Python at exit
     except FastTalkError as error:
-        print(f"error: {error.message}", file=sys.stderr)  # noqa: T201
-        status = 1
+        status = _fail(error.message)
     except KeyboardInterrupt:
         status = 130
-    except BrokenPipeError:
-        # Whoever read the output has seen enough; what is left in the buffer must not fail at exit again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 1
+    except OSError as error:
+        # Most likely of standard output: what is left in its buffer must not fail at exit again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        status = 1 if isinstance(error, BrokenPipeError) else _fail(str(error))
     sys.exit(status)
 
 
+def _fail(message: str) -> int:
+    with contextlib.suppress(OSError):
+        print(f"error: {message}", file=sys.stderr)  # noqa: T201
+    return 1
+
+
 def environment(options: argparse.Namespace) -> dict[str, str]:
-    """Return the variables that count: the file `.env` here, over it the process's, over them the options."""
-    file = {name: value for name, value in dotenv_values(Path(".env")).items() if value is not None}
+    """Return the variables that count: the file `.env` here, over it the process's, over them the options.
+
+    Raises:
+        ConfigurationError: the file is there and cannot be read.
+    """
+    try:
+        file = dotenv_values(Path(".env"))
+    except (OSError, UnicodeDecodeError):
+        raise ConfigurationError(f"{Path('.env').absolute()} cannot be read, or is no text in UTF-8") from None
     given = {variable: str(value) for name, variable in OPTIONS.items() if (value := getattr(options, name, None))}
-    return file | dict(os.environ) | given
+    layers = (file, os.environ, given)
+    # In capitals, as settings are found whatever their case: of `llm_port` and LLM_PORT the upper layer's wins.
+    return {name.upper(): value for layer in layers for name, value in layer.items() if value is not None}
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="main.py", description="The FastTalk LLM service.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    settings = argparse.ArgumentParser(add_help=False)
+    settings.add_argument("--host", help="address to listen on (LLM_HOST)")
+    settings.add_argument("--port", help="WebSocket and HTTP port (LLM_PORT)")
+    settings.add_argument("--monitoring-port", help="monitoring port (LLM_MONITORING_PORT)")
+    settings.add_argument("--model", help="model to generate with (LLM_MODEL)")
+    settings.add_argument("--provider", help="auto, ollama, openai, vllm, llama_cpp or scripted (LLM_PROVIDER)")
+    settings.add_argument("--log-level", help="DEBUG, INFO, WARNING, ERROR or CRITICAL (LOG_LEVEL)")
+    settings.add_argument("--workers", help="processes that share the port (NUM_WORKERS)")
 
-    websocket = commands.add_parser("websocket", help="run the service")
-    websocket.add_argument("--host", help="address to listen on (LLM_HOST)")
-    websocket.add_argument("--port", type=int, help="WebSocket and HTTP port (LLM_PORT)")
-    websocket.add_argument("--monitoring-port", type=int, help="monitoring port (LLM_MONITORING_PORT)")
-    websocket.add_argument("--model", help="model to generate with (LLM_MODEL)")
-    websocket.add_argument("--provider", help="auto, ollama, openai, vllm, llama_cpp or scripted (LLM_PROVIDER)")
-    websocket.add_argument("--log-level", help="DEBUG, INFO, WARNING, ERROR or CRITICAL (LOG_LEVEL)")
-    websocket.add_argument("--workers", type=int, help="processes that share the port (NUM_WORKERS)")
+    websocket = commands.add_parser("websocket", parents=[settings], help="run the service")
     websocket.add_argument("--reload", action="store_true", help="start anew when a source file changes")
     websocket.set_defaults(run=_websocket)
 
@@ -77,14 +100,17 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--system", metavar="TEXT", help="system prompt of the session")
     chat.set_defaults(run=_chat)
 
-    test = commands.add_parser("test", help="check engine, model and one real generation")
-    test.add_argument("--model", help="model to check (LLM_MODEL)")
-    test.add_argument("--provider", help="provider to check (LLM_PROVIDER)")
+    test = commands.add_parser("test", parents=[settings], help="check engine, model and one real generation")
     test.set_defaults(run=_test)
 
-    config = commands.add_parser("config", help="show the configuration")
+    config = commands.add_parser("config", parents=[settings], help="show the configuration, secrets masked")
     config.add_argument("--show", action="store_true", help="show it (also without this option)")
     config.add_argument("--format", choices=("text", "json"), default="text")
+    config.add_argument(
+        "--write-docs",
+        action="store_true",
+        help="write docs/asyncapi.yaml, docs/schemas, docs/errors.md and .env.example anew",
+    )
     config.set_defaults(run=_config)
     return parser
 
@@ -97,18 +123,19 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 
 def _websocket(options: argparse.Namespace) -> int:
+    settings = _settings(options)
     if options.reload:
         return _reload(options)
-    variables = environment(options)
-    settings = Settings.load(variables)
     with contextlib.ExitStack() as stack:
+        folder = ""
+        os.environ.pop(MULTIPROCESS_FOLDER, None)
         if settings.num_workers > 1:
-            # prometheus_client reads this when it is imported: the workers write their figures there, and
-            # the one that is asked adds them up.
-            os.environ["PROMETHEUS_MULTIPROC_DIR"] = stack.enter_context(tempfile.TemporaryDirectory())
+            # prometheus_client reads it when it is imported: the workers write their figures there, and the
+            # one that is asked adds them up.
+            folder = os.environ[MULTIPROCESS_FOLDER] = stack.enter_context(tempfile.TemporaryDirectory())
         from llm_service import running
 
-        return running.run(settings)
+        return running.run(settings, metrics_folder=folder)
 
 
 def _reload(options: argparse.Namespace) -> int:
@@ -117,9 +144,16 @@ def _reload(options: argparse.Namespace) -> int:
     arguments = ["websocket"]
     for name in OPTIONS:
         if (value := getattr(options, name)) is not None:
-            arguments += [f"--{name.replace('_', '-')}", str(value)]
-    source = Path(__file__).parent
-    watchfiles.run_process(source, target=main, args=(arguments,), sigint_timeout=3, callback=_say_reload)
+            arguments += [f"--{name.replace('_', '-')}", value]
+    # The first signal lets running responses finish for a moment, then the new code is what is wanted.
+    watchfiles.run_process(
+        PACKAGE,
+        target=main,
+        args=(arguments,),
+        watch_filter=watchfiles.PythonFilter(),
+        sigint_timeout=3,
+        callback=_say_reload,
+    )
     return 0
 
 
@@ -135,13 +169,20 @@ def _chat(options: argparse.Namespace) -> int:
     settings = _settings(options)
     keys = [key.get_secret_value() for key in settings.api_keys]
     client = ChatClient(
-        options.url or f"ws://localhost:{settings.llm_port}/ws/llm",
+        options.url or f"ws://{_own_host(settings.llm_host)}:{settings.llm_port}/ws/llm",
         api_key=keys[0] if keys else "",
         system_prompt=options.system,
     )
     if options.once is not None:
         return asyncio.run(ask_once(client, options.once, Console(), Console(stderr=True)))
     return Chat(client, Console()).run()
+
+
+def _own_host(host: str) -> str:
+    """Return where a service that listens on `host` is found from this machine."""
+    if host in ("0.0.0.0", "::"):  # noqa: S104
+        return "localhost"
+    return f"[{host}]" if ":" in host else host
 
 
 def _test(options: argparse.Namespace) -> int:
@@ -156,6 +197,12 @@ def _test(options: argparse.Namespace) -> int:
 
 
 def _config(options: argparse.Namespace) -> int:
+    if options.write_docs:
+        from llm_service import documents
+
+        for path in documents.write(PACKAGE.parent):
+            print(path)  # noqa: T201
+        return 0
     values = shown(_settings(options))
     as_json = options.format == "json"
     print(json.dumps(values, indent=2, ensure_ascii=False) if as_json else _table(values))  # noqa: T201

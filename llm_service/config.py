@@ -84,7 +84,9 @@ class Settings(BaseSettings):
     )
 
     # Defaults of a session
-    system_prompt: str = Field("", max_length=65_536, description="used by sessions that bring none")
+    system_prompt: str = Field(
+        "You are a helpful assistant.", max_length=65_536, description="used by sessions that bring none"
+    )
     default_temperature: float = Field(
         0.7, ge=0, le=2, allow_inf_nan=False, description="0: always the likeliest token"
     )

@@ -1,4 +1,4 @@
-"""The documents that are made from the code, so that they cannot say anything else."""
+"""The files that are made from the code, so that they cannot say anything else; a test keeps them up to date."""
 
 from collections.abc import Iterator
 from inspect import cleandoc
@@ -6,7 +6,14 @@ from pathlib import Path
 
 from llm_service import asyncapi
 from llm_service.env_example import env_example
-from llm_service.errors import CapacityError, ClientError, EngineError, FastTalkError, InternalError
+from llm_service.errors import (
+    CapacityError,
+    ClientError,
+    ConfigurationError,
+    EngineError,
+    FastTalkError,
+    InternalError,
+)
 
 _INTRODUCTION = """\
 # Errors
@@ -21,17 +28,30 @@ error that is not recoverable the connection is closed.
 
 
 def documents() -> dict[str, str]:
-    """Return every generated file: its path in the repository, and its text."""
-    return asyncapi.documents() | {".env.example": env_example(), "docs/errors.md": errors_page()}
+    """Return every generated file: its path from the repository's root, and its text.
+
+    Raises:
+        ConfigurationError: PyYAML is not installed.
+    """
+    return asyncapi.documents() | {"docs/errors.md": errors_page(), ".env.example": env_example()}
 
 
 def write(root: Path) -> list[Path]:
-    """Write every generated file below `root` and return their paths."""
+    """Write every generated file below `root`, the root of a checkout, and return their paths.
+
+    Raises:
+        ConfigurationError: it is no checkout, cannot be written to, or PyYAML is not installed.
+    """
+    if not (root / "pyproject.toml").is_file():
+        raise ConfigurationError(f"{root} is no checkout of this repository: there are no documents to write anew")
     paths = []
     for name, text in documents().items():
         path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8", newline="\n")
+        except OSError as error:
+            raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from None
         paths.append(path)
     return paths
 
@@ -48,7 +68,7 @@ def errors_page() -> str:
 
 
 def _leaves(error: type[FastTalkError]) -> Iterator[type[FastTalkError]]:
-    below = error.__subclasses__()
+    below = [subclass for subclass in error.__subclasses__() if subclass.__module__ == FastTalkError.__module__]
     if not below:
         yield error
     for subclass in below:

@@ -31,7 +31,7 @@ FOREIGN = {
 
 _ABOUT = """\
 # Every setting with its default: copy to .env and change what you need; an empty value counts as not given.
-# Made by `python main.py config --example`; the descriptions and bounds are those of llm_service/config.py.
+# Made by `python main.py config --write-docs`; the descriptions and bounds are those of llm_service/config.py.
 """
 
 

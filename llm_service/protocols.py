@@ -33,6 +33,7 @@ class DeadlineH11Protocol(H11Protocol):
         super().__init__(*args, **kwargs)
         self._deadline: asyncio.TimerHandle | None = None
         self._awaited: object = None
+        self._upgraded = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -45,7 +46,7 @@ class DeadlineH11Protocol(H11Protocol):
     def handle_events(self) -> None:
         super().handle_events()
         state = self.conn.their_state
-        if self.transport.is_closing() or state not in (h11.IDLE, h11.SEND_BODY):
+        if self._upgraded or self.transport.is_closing() or state not in (h11.IDLE, h11.SEND_BODY):
             self._await(None)
         elif state is h11.SEND_BODY:
             self._await(h11.SEND_BODY)
@@ -53,7 +54,7 @@ class DeadlineH11Protocol(H11Protocol):
             self._await(h11.IDLE)
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
-        self._await(None)
+        self._upgraded = True
         super().handle_websocket_upgrade(event)
 
     def _await(self, state: object) -> None:

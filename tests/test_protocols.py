@@ -8,7 +8,7 @@ import pytest
 
 from llm_service import protocols
 from llm_service.engines.scripted import ScriptedEngine
-from tests.live import Live, live_service
+from tests.live import Live, ask, live_service, receive, start
 
 UPGRADE = (
     b"GET /ws/llm HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -18,7 +18,9 @@ UPGRADE = (
 
 @pytest.fixture
 async def live() -> AsyncGenerator[Live, None]:
-    async with live_service(ScriptedEngine(models=()), {"HEADER_TIMEOUT": "0.3", "GREETING_DELAY_MS": "0"}) as running:
+    async with live_service(
+        ScriptedEngine(models=(), tokens_per_second=10_000), {"HEADER_TIMEOUT": "0.3", "GREETING_DELAY_MS": "0"}
+    ) as running:
         yield running
 
 
@@ -118,6 +120,19 @@ async def test_a_message_in_endless_fragments(live: Live, monkeypatch: pytest.Mo
     writer.close()
     async with asyncio.timeout(5):
         await live.service.empty.wait()
+
+
+async def test_a_websocket_outlives_the_deadlines(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The deadlines of requests and messages end with them: an idle WebSocket is left alone."""
+    monkeypatch.setattr(protocols, "BODY_TIMEOUT", 0.2)
+    monkeypatch.setattr(protocols, "MESSAGE_TIMEOUT", 0.2)
+    async with live.connect() as socket:
+        await start(socket)
+        await receive(socket)  # the greeting and the answer, in either order
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.6):
+                await socket.recv()
+        assert "response_complete" == (await ask(socket, "Hello.")).terminal["type"]
 
 
 async def test_no_pong(monkeypatch: pytest.MonkeyPatch) -> None:

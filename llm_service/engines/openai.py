@@ -128,6 +128,10 @@ class OpenAIEngine:
             read_timeout=read_timeout,
             refuse=self._refused,
             headers={"Authorization": f"Bearer {api_key}"} if api_key else None,
+            # llama-server announces keep-alive and closes after a stream all the same, so that the next
+            # request meets a closing connection. A new one costs a handshake, which only TLS makes dear,
+            # and what ends TLS for a llama-server keeps its word.
+            reuse=base_url.startswith("https:"),
         )
 
     @property

@@ -154,9 +154,9 @@ def display_name(product: str, base_url: str) -> str:
     return f"{product} at {base_url.partition('://')[2].partition('/')[0].rpartition('@')[2]}"
 
 
-def open_transport() -> httpx.AsyncBaseTransport:
+def open_transport(*, reuse: bool = True) -> httpx.AsyncBaseTransport:
     """Return the transport every engine client uses; it reads nothing from the environment."""
-    limits = httpx.Limits(max_connections=_MAX_CONNECTIONS, keepalive_expiry=_KEEPALIVE_SECONDS)
+    limits = httpx.Limits(max_connections=_MAX_CONNECTIONS, keepalive_expiry=_KEEPALIVE_SECONDS if reuse else 0.0)
     return AiohttpTransport(trust_env=False, limits=limits)
 
 
@@ -171,7 +171,7 @@ async def read_to_end(chunks: AsyncGenerator[bytes, None]) -> None:
 class EngineClient:
     """HTTP to one engine. Times are in seconds; `read_timeout` is the longest silence, not the whole answer.
 
-    `refuse` makes the error of an error status.
+    `refuse` makes the error of an error status. Without `reuse` every request has a connection of its own.
     """
 
     def __init__(
@@ -183,6 +183,7 @@ class EngineClient:
         read_timeout: float,
         refuse: Callable[[Refusal], FastTalkError],
         headers: Mapping[str, str] | None = None,
+        reuse: bool = True,
     ) -> None:
         self._engine = engine
         self._refuse = refuse
@@ -190,13 +191,18 @@ class EngineClient:
         with translating(engine):
             self._client = httpx.AsyncClient(
                 base_url=base_url,
-                transport=open_transport(),
+                transport=open_transport(reuse=reuse),
                 trust_env=False,
                 follow_redirects=False,
                 # aiohttp counts the search for the host's name under the pool's timeout.
                 timeout=httpx.Timeout(read_timeout, connect=connect_timeout, pool=connect_timeout),
-                # A compressed stream would come out of the raw reads compressed, and late.
-                headers={"Accept-Encoding": "identity", "Content-Type": "application/json", **(headers or {})},
+                headers={
+                    # A compressed stream would come out of the raw reads compressed, and late.
+                    "Accept-Encoding": "identity",
+                    "Connection": "keep-alive" if reuse else "close",
+                    "Content-Type": "application/json",
+                    **(headers or {}),
+                },
             )
 
     async def stream(self, path: str, body: bytes) -> AsyncGenerator[bytes, None]:

@@ -129,7 +129,7 @@ class TestAnswers:
 
     async def test_text_in_the_last_chunk(self, fake: FakeServer, engine: OpenAIEngine) -> None:
         """A chunk may bring the last text and the reason together; other choices are not ours."""
-        other = {"choices": [{"index": 1, "delta": {"content": "no"}}]}
+        other: dict[str, object] = {"choices": [{"index": 1, "delta": {"content": "no"}}]}
         answering(fake, events(said(content="a"), other, said("stop", content="b")) + DONE)
         assert "ab" == (await collect(engine.generate(a_request())))[0]
 
@@ -149,12 +149,17 @@ class TestAnswers:
         answering(fake, events(said("stop", content="a"), part) + DONE)
         assert usage == (await collect(engine.generate(a_request())))[2].usage
 
-    async def test_the_connection_serves_again(self, fake: FakeServer, engine: OpenAIEngine) -> None:
-        """An answer read to its end leaves the connection for the next request."""
-        answering(fake, WHOLE)
-        for _ in range(3):
+    async def test_each_answer_has_its_own_connection(self, fake: FakeServer, engine: OpenAIEngine) -> None:
+        """A server that promises keep-alive and closes after each stream, as llama-server does, is no trouble."""
+
+        async def answer(exchange: Exchange) -> None:
+            await exchange.answer(WHOLE, Keep_Alive="timeout=5, max=100")
+            exchange.close()
+
+        fake.answer = answer
+        for _ in range(20):
             await collect(engine.generate(a_request()))
-        assert 1 == fake.connections
+        assert (20, "close") == (fake.connections, fake.exchanges[0].headers["connection"])
 
     async def test_closing_is_the_cancel(self, fake: FakeServer, engine: OpenAIEngine) -> None:
         """The engine sees its client leave when the generator is closed between two deltas."""
