@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Runs the tests: ./run-tests.sh [options of pytest]
 #
-# The first run makes .venv and installs requirements/dev.lock into it. Without options there are two
-# runs, counted apart: the tests that need nothing else, then those of real engines. With options,
-# pytest is run once with them.
+# The first run makes .venv and installs requirements/dev.lock into it. Without options there are three
+# runs, counted apart: the pure core's tests, the others that need no engine, then those of real engines.
+# With options, pytest is run once with them.
 #
 # The tests marked 'ollama' run where an Ollama is found: on the PATH, or built by
 # scripts/build-ollama.sh.
@@ -38,7 +38,8 @@ if [ $# -gt 0 ]; then
     # A later -m takes the place of this one.
     if [ -n "${FASTTALK_TEST_OLLAMA:-}" ]; then tests "$@"; else tests -m 'not ollama' "$@"; fi || status=$?
 else
-    tests -m 'not embedded and not ollama' || status=$?
+    tests --pure || status=$?
+    tests -m 'not pure and not embedded and not ollama' || status=$?
     tests -m "$engines" || status=$?
 fi
 

@@ -10,23 +10,11 @@ import msgspec
 from pydantic import BaseModel
 
 from llm_service import __version__
+from llm_service.close_codes import CloseCode
 from llm_service.errors import Category, ConfigurationError, FastTalkError, Severity
 from llm_service.events import CLIENT_EVENTS, SERVER_EVENTS
 
 Json = dict[str, Any]
-
-# 3000-3499: connect again; 3500-3999: do not, before something was changed.
-CLOSE_CODES = {
-    1000: "the session expired: `session_ended` came before",
-    3001: "the service shuts down; connect again",
-    3008: "the client was too slow to read; connect again",
-    3012: "a ping was not answered; connect again",
-    3013: "too many invalid messages in a row",
-    3500: "the key is missing or wrong",
-    3501: "the request is not one for this path",
-    3502: "no first message came in time",
-    3504: "too many connections",
-}
 
 _ABOUT = """\
 One WebSocket is one conversation; tokens stream to the client as the engine makes them.
@@ -175,7 +163,7 @@ def _operation(action: str, summary: str, types: dict[str, str]) -> Json:
 
 
 def _description() -> str:
-    codes = [f"| {code} | {meaning} |" for code, meaning in CLOSE_CODES.items()]
+    codes = [f"| {code.value} | {code.meaning} |" for code in CloseCode]
     errors = [
         f"| {error.code} | {error.category} | {error.severity} | {'yes' if error.recoverable else 'no'} |"
         for error in _errors()

@@ -164,7 +164,8 @@ def _say_reload(_: object) -> None:
 def _chat(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from llm_service.terminal_chat import Chat, ChatClient, ask_once
+    from llm_service.chat_client import ChatClient
+    from llm_service.terminal_chat import Chat, ask_once
 
     settings = _settings(options)
     keys = [key.get_secret_value() for key in settings.api_keys]

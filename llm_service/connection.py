@@ -17,6 +17,8 @@ import structlog
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from llm_service import events
+from llm_service.close_codes import CloseCode
+from llm_service.effects import Effect, Generate, Send, Stop
 from llm_service.engines.base import Engine
 from llm_service.errors import (
     ClientError,
@@ -30,16 +32,10 @@ from llm_service.errors import (
 from llm_service.events import ClientMessage, StartSession
 from llm_service.generation import Delta, Finish
 from llm_service.metrics import Metrics
-from llm_service.outbox import SLOW_CLIENT, Outbox
+from llm_service.outbox import Outbox
 from llm_service.parsing import parse
-from llm_service.session import Effect, Generate, Send, Session, Stop
+from llm_service.session import Session
 from llm_service.session_manager import SessionManager
-
-# 3000-3499: connect again; 3500-3999: do not, before something was changed.
-SHUTDOWN = 3001
-TOO_MANY_INVALID = 3013
-BAD_KEY = 3500
-STALE = 3502
 
 # Seconds a slow client gets to take the closing frame before its TCP connection is dropped.
 CLOSE_GRACE = 0.5
@@ -147,13 +143,13 @@ class Connection:
                 f"no message came within {limits.first_message_timeout:g} seconds; connect again and begin with "
                 "start_session"
             )
-            self._carry_out(self._session.reject(error, now))
-            self._outbox.close(STALE, "no message in time")
+            self._carry_out(self._session.tell(error))
+            self._outbox.close(CloseCode.STALE, "no message in time")
         elif self._heard and self._manager.expired(self._session, now):
             self._carry_out(self._session.expire(now))
-            self._outbox.close(1000, "session expired")
+            self._outbox.close(CloseCode.EXPIRED, "session expired")
         elif self._draining and self._session.running is None:
-            self._outbox.close(SHUTDOWN, "shutting down")
+            self._outbox.close(CloseCode.SHUTDOWN, "shutting down")
 
     def drain(self) -> None:
         """Let the running response finish, then close with 3001: connect again, elsewhere."""
@@ -166,7 +162,7 @@ class Connection:
         self._metrics.slow_clients.inc()
         self._cut_at = now
         self._carry_out(self._session.disconnect())
-        self._outbox.cut(SLOW_CLIENT, "slow client")
+        self._outbox.cut(CloseCode.SLOW_CLIENT, "slow client")
 
     # Client to session
 
@@ -204,11 +200,11 @@ class Connection:
         self._carry_out(self._session.reject(error, now))
         self._invalid_in_a_row += 1
         if isinstance(error, Unauthorized):
-            self._outbox.close(BAD_KEY, "bad key")
+            self._outbox.close(CloseCode.BAD_KEY, "bad key")
         elif self._invalid_in_a_row >= self._limits.max_invalid_messages:
             last = TooManyInvalidMessages(f"{self._invalid_in_a_row} messages in a row were not understood")
-            self._carry_out(self._session.reject(last, now))
-            self._outbox.close(TOO_MANY_INVALID, "too many invalid messages")
+            self._carry_out(self._session.tell(last))
+            self._outbox.close(CloseCode.TOO_MANY_INVALID, "too many invalid messages")
 
     def _greet(self) -> None:
         self._carry_out(self._session.greet(monotonic()))

@@ -33,8 +33,11 @@ class EngineHealth:
             problem = f"no answer within {PING_TIMEOUT:g} seconds"
         except FastTalkError as error:
             problem = error.message
-        if (problem is None) != self.reachable:
-            _log.info("engine_health", engine=self._engine.name, reachable=problem is None, problem=problem)
+        # That it answers the first time goes without saying.
+        if problem is not None and (self.reachable or self.checked_at is None):
+            _log.warning("engine_unreachable", engine=self._engine.name, problem=problem)
+        elif problem is None and self.checked_at is not None and not self.reachable:
+            _log.info("engine_reachable", engine=self._engine.name)
         self.reachable = problem is None
         self.problem = problem
         self.checked_at = monotonic()

@@ -120,10 +120,12 @@ class SessionStarted(_ServerEvent, tag="session_started"):
 
 
 class SessionConfigured(_ServerEvent, tag="session_configured"):
-    """The configuration was taken; `config` is the object as the client sent it."""
+    """The configuration was taken; `config` is the object as the client sent it. `resumed` as in session_started."""
 
     config: dict[str, Any]
     provider: str
+    resumed: bool | None = None
+    reason: str | None = None
 
 
 class ResponseStarted(_ServerEvent, tag="response_started"):

@@ -37,8 +37,8 @@ def create_monitoring_app(service: Service) -> FastAPI:
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        """Prometheus text."""
-        return Response(render(service.registry), media_type=CONTENT_TYPE)
+        """Prometheus text, of all workers together."""
+        return Response(render(service.exposed), media_type=CONTENT_TYPE)
 
     @app.get("/info")
     async def info() -> dict[str, Any]:

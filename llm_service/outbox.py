@@ -12,8 +12,6 @@ from time import monotonic
 
 from llm_service.events import ServerEvent, Thinking, Token, dump
 
-SLOW_CLIENT = 3008
-
 # Bytes an event weighs beside its text while it waits.
 _EVENT_OVERHEAD = 64
 

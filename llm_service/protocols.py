@@ -7,11 +7,12 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.frames import CloseCode, Frame
+from websockets.frames import CloseCode as StandardCode
+from websockets.frames import Frame
+
+from llm_service.close_codes import CloseCode
 
 ABORT_EXTENSION = "fasttalk.abort"
-
-NO_PONG = 3012
 
 # A body may come slower than headers: uploads cross phones' networks.
 BODY_TIMEOUT = 30.0
@@ -96,7 +97,7 @@ class AbortableWebSocketProtocol(WebSocketsSansIOProtocol):
     def keepalive_timeout(self) -> None:
         """Close with a code that says "connect again"; uvicorn's own says that the server failed."""
         if not self.close_sent and not self.transport.is_closing():
-            self.conn.fail(NO_PONG, "no pong")
+            self.conn.fail(CloseCode.NO_PONG, "no pong")
         super().keepalive_timeout()
 
     def handle_text(self, event: Frame) -> None:
@@ -113,7 +114,7 @@ class AbortableWebSocketProtocol(WebSocketsSansIOProtocol):
             # uvicorn would log the client's mistake with a traceback.
             _logger.info("A client sent invalid UTF-8.")
             self.frames = []
-            self.conn.fail(CloseCode.INVALID_DATA, "invalid UTF-8")
+            self.conn.fail(StandardCode.INVALID_DATA, "invalid UTF-8")
             self.handle_parser_exception()
             return
         super().send_receive_event_to_app()

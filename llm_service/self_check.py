@@ -5,6 +5,7 @@ import contextlib
 from time import monotonic
 
 from rich.console import Console
+from rich.text import Text
 
 from llm_service.config import Settings
 from llm_service.engines import OpenedEngine, open_engine
@@ -19,29 +20,37 @@ TIMEOUT = 300.0
 
 async def self_check(settings: Settings, console: Console) -> bool:
     """Open the engine, load the model and generate once, saying what works; returns whether all of it does."""
-    console.print(f"[green]✓[/] configuration: provider {settings.llm_provider}, model {settings.llm_model}")
+    _say(console, True, f"configuration: provider {settings.llm_provider}, model {settings.llm_model}")
     try:
         opened = await open_engine(settings)
     except FastTalkError as error:
-        console.print(f"[red]✗ engine: {error.message}[/]", highlight=False, soft_wrap=True)
+        _say(console, False, f"engine: {error.message}")
         return False
     async with contextlib.aclosing(opened.engine):
-        console.print(f"[green]✓[/] device: {opened.device}", highlight=False)
-        console.print(f"[green]✓[/] engine: {opened.provider} ({opened.reason})", highlight=False)
-        console.print(f"[green]✓[/] model: {opened.model}, window {opened.context_window} tokens", highlight=False)
+        _say(console, True, f"device: {opened.device}")
+        _say(console, True, f"engine: {opened.provider} ({opened.reason})")
+        _say(console, True, f"model: {opened.model}, window {opened.context_window} tokens")
         try:
             async with asyncio.timeout(TIMEOUT):
-                await _generate(opened, console)
+                said = await _generate(opened)
         except FastTalkError as error:
-            console.print(f"[red]✗ generation: {error.message}[/]", highlight=False, soft_wrap=True)
+            _say(console, False, f"generation: {error.message}")
             return False
         except TimeoutError:
-            console.print(f"[red]✗ generation: no answer within {TIMEOUT:g} seconds; try a smaller model[/]")
+            _say(console, False, f"generation: no answer within {TIMEOUT:g} seconds; try a smaller model")
             return False
-    return True
+    _say(console, said is not None, f"generation: {said or 'the model said nothing; try another one'}")
+    return said is not None
 
 
-async def _generate(opened: OpenedEngine, console: Console) -> None:
+def _say(console: Console, fine: bool, text: str) -> None:
+    # Text, not markup: names of models may hold brackets.
+    line = Text.assemble(("✓ ", "green") if fine else ("✗ ", "red"), (text, "" if fine else "red"))
+    console.print(line, soft_wrap=True)
+
+
+async def _generate(opened: OpenedEngine) -> str | None:
+    """Generate once; returns what was said and how fast, or None if it was nothing."""
     request = GenerationRequest(
         model=opened.model,
         messages=(Message("user", QUESTION),),
@@ -59,9 +68,6 @@ async def _generate(opened: OpenedEngine, console: Console) -> None:
                 text += item.text
             elif isinstance(item, Finish) and item.usage is not None:
                 tokens = item.usage.completion_tokens
-    waited = (first or monotonic()) - started
-    console.print(
-        f"[green]✓[/] generation: {text.strip()!r} ({tokens} tokens, the first after {waited:.2f} s)",
-        highlight=False,
-        soft_wrap=True,
-    )
+    if first is None:
+        return None
+    return f"{text.strip()!r} ({tokens} tokens, the first after {first - started:.2f} s)"

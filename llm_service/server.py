@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from llm_service import __version__
 from llm_service.api import health, llm_socket
@@ -35,6 +36,9 @@ def create_app_for(service: Service) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.service = service
+    if service.settings.allowed_origins:
+        # Pages that may talk may also look at /health and /stats; no others can read them.
+        app.add_middleware(CORSMiddleware, allow_origins=service.settings.allowed_origins, allow_methods=["GET"])
     app.include_router(health.router)
     app.include_router(llm_socket.router)
     return app

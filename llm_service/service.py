@@ -22,7 +22,7 @@ from llm_service.engines import OpenedEngine, open_engine
 from llm_service.engines.instrumented import InstrumentedEngine
 from llm_service.events import ErrorBody
 from llm_service.generation import SamplingParams
-from llm_service.metrics import Metrics
+from llm_service.metrics import Metrics, shared_registry
 from llm_service.session_defaults import SessionDefaults
 from llm_service.session_manager import SessionManager
 
@@ -38,6 +38,8 @@ _log = structlog.get_logger(__name__)
 class Service:
     """One process of the service, from start to stop; an async context manager.
 
+    `metrics_folder` is where several processes write their figures, for `exposed` to add them up.
+
     Entering it opens the engine and loads the model; while it is "starting" only liveness answers. Leaving
     it closes the engine. A background task that fails brings the service down, loudly.
 
@@ -45,9 +47,10 @@ class Service:
         StartupError: there is no such device or engine, or the model cannot be had.
     """
 
-    def __init__(self, settings: Settings, *, opener: EngineOpener = open_engine) -> None:
+    def __init__(self, settings: Settings, *, opener: EngineOpener = open_engine, metrics_folder: str = "") -> None:
         self.settings = settings
         self.registry = CollectorRegistry()
+        self.exposed = shared_registry(metrics_folder) if metrics_folder else self.registry
         self.metrics = Metrics(self.registry, version=__version__)
         self.access = AccessPolicy(
             api_keys=(key.get_secret_value() for key in settings.api_keys),

@@ -15,39 +15,18 @@ delivers for an ended response is ignored by its number.
 import enum
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from llm_service import events
 from llm_service.conversation import Conversation
+from llm_service.effects import Effect, Generate, Send, Stop
 from llm_service.errors import FastTalkError, QueueFull, ResponseInProgress
 from llm_service.events import SessionConfig
-from llm_service.generation import Delta, Finish, GenerationRequest, Usage
+from llm_service.generation import Delta, Finish, GenerationRequest
+from llm_service.response import Response
 from llm_service.session_defaults import SessionDefaults
 
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Say this event to the client."""
-
-    event: events.ServerEvent
-
-
-@dataclass(frozen=True, slots=True)
-class Generate:
-    """Ask the engine, and feed what it says into `delta`, `finished` or `failed` under this number."""
-
-    response: int
-    request: GenerationRequest
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """Close the generation of this number: nobody wants it any more."""
-
-    response: int
-
-
-Effect = Send | Generate | Stop
+UNKNOWN_SESSION = "the session is not known here; this is a new one"
 
 
 class SessionState(enum.Enum):
@@ -69,16 +48,6 @@ class Counters:
     turns: int = 0
 
 
-@dataclass(slots=True)
-class _Response:
-    number: int
-    id: str | None
-    started_at: float
-    first_token_at: float | None = None
-    pieces: list[str] = field(default_factory=list)
-    deltas: int = 0
-
-
 class Session:
     """One conversation of one client.
 
@@ -90,7 +59,7 @@ class Session:
         self._defaults = defaults
         self._new_id = new_id
         self._greeted = False
-        self._response: _Response | None = None
+        self._response: Response | None = None
         self._last_response = 0
         self._queue: deque[events.UserMessage] = deque()
         self.counters = Counters()
@@ -174,6 +143,10 @@ class Session:
         """Answer a message that could not be read; nothing else changes."""
         self._active_at = now
         self.counters.messages_received += 1
+        return self.tell(error)
+
+    def tell(self, error: FastTalkError) -> list[Effect]:
+        """Tell the client of an error that no message of its own brought up."""
         return [self._error(error)]
 
     def delta(self, number: int, delta: Delta, now: float) -> events.Token | events.Thinking | None:
@@ -181,12 +154,9 @@ class Session:
         response = self._response
         if response is None or response.number != number:
             return None
-        response.deltas += 1
+        response.take(delta, now)
         if delta.thinking:
             return events.Thinking(data=delta.text) if events.wants(self._config, "thinking") else None
-        if response.first_token_at is None:
-            response.first_token_at = now
-        response.pieces.append(delta.text)
         return events.Token(data=delta.text)
 
     def finished(self, number: int, finish: Finish, now: float) -> list[Effect]:
@@ -195,8 +165,13 @@ class Session:
         if response is None:
             return []
         self._active_at = now
-        self._conversation.commit("".join(response.pieces), usage=finish.usage)
-        stats = self._response_stats(response, finish, now)
+        self._conversation.commit(response.text, usage=finish.usage)
+        stats = response.stats(
+            finish,
+            now,
+            context_window=self._defaults.window_for(self._config),
+            dropped_turns=self._conversation.dropped_turns,
+        )
         self.counters.tokens_generated += stats.tokens_generated
         self.counters.generations_completed += 1
         effects: list[Effect] = [Send(events.ResponseComplete(stats=stats, id=response.id))]
@@ -231,14 +206,13 @@ class Session:
         if (error := self._defaults.refusal(config)) is not None:
             return [self._error(error)]
         effects = self._stop_all()
+        refused = event.session_id is not None
         if self._greeted and self._state is SessionState.ACTIVE:
             self._begin(config, now, keep_id=True)
-            answer = events.SessionConfigured(config=events.config_as_sent(config), provider=self._defaults.provider)
-            return [*effects, Send(answer)]
-        asked = event.session_id is not None
+            return [*effects, self._configured(config, resume_refused=refused)]
         if self._state is not SessionState.NEW:
             self._begin(config, now)
-        return effects + self._activate(config, now, resume_refused=asked)
+        return effects + self._activate(config, now, resume_refused=refused)
 
     def _user_message(self, event: events.UserMessage, now: float) -> list[Effect]:
         effects = self._ensure_active(now)
@@ -271,8 +245,7 @@ class Session:
         if (error := self._defaults.refusal(config)) is not None:
             return [*effects, self._error(error)]
         self._set_config(config)
-        answer = events.SessionConfigured(config=events.config_as_sent(event.config), provider=self._defaults.provider)
-        return [*effects, Send(answer)]
+        return [*effects, self._configured(event.config)]
 
     def _cancel(self) -> list[Effect]:
         return self._stop_all() or [Send(events.Cancelled(success=False))]
@@ -292,7 +265,7 @@ class Session:
         except FastTalkError as error:
             return [self._error(error, id=message.id, terminal=True)]
         self._last_response += 1
-        self._response = _Response(number=self._last_response, id=message.id, started_at=now)
+        self._response = Response(number=self._last_response, id=message.id, started_at=now)
         self.counters.turns += 1
         request = GenerationRequest(
             model=self._defaults.model_for(self._config),
@@ -320,7 +293,7 @@ class Session:
         response, self._response = self._response, None
         if response is None:
             return []
-        self._conversation.commit("".join(response.pieces), interrupted=True)
+        self._conversation.commit(response.text, interrupted=True)
         self.counters.generations_cancelled += 1
         return [Stop(response.number)]
 
@@ -334,34 +307,12 @@ class Session:
             effects.append(Send(events.Cancelled(success=True, id=id_, dropped=waiting)))
         return effects
 
-    def _take_response(self, number: int) -> _Response | None:
+    def _take_response(self, number: int) -> Response | None:
         response = self._response
         if response is None or response.number != number:
             return None
         self._response = None
         return response
-
-    def _response_stats(self, response: _Response, finish: Finish, now: float) -> events.ResponseStats:
-        seconds = now - response.started_at
-        usage = finish.usage
-        first = response.first_token_at
-        # An engine that does not count leaves the number of deltas, marked as an estimate.
-        counted = usage or Usage(prompt_tokens=0, completion_tokens=response.deltas)
-        return events.ResponseStats(
-            tokens_generated=counted.completion_tokens,
-            processing_time_ms=round(seconds * 1000, 3),
-            tokens_per_second=round(counted.completion_tokens / seconds, 3) if seconds > 0 else 0.0,
-            finish_reason="length" if finish.reason == "length" else "stop",
-            prompt_tokens=counted.prompt_tokens,
-            time_to_first_token_ms=None if first is None else round((first - response.started_at) * 1000, 3),
-            context=events.ContextUse(
-                used=counted.prompt_tokens + counted.completion_tokens,
-                limit=self._defaults.window_for(self._config),
-                dropped=self._conversation.dropped_turns,
-            ),
-            cached_tokens=counted.cached_tokens,
-            estimated=usage is None,
-        )
 
     # State
 
@@ -394,9 +345,18 @@ class Session:
             provider=self._defaults.provider,
             model=self._defaults.model_for(self._config),
             resumed=False if resume_refused else None,
-            reason="the session is not known here; this is a new one" if resume_refused else None,
+            reason=UNKNOWN_SESSION if resume_refused else None,
         )
         return [Send(started)]
+
+    def _configured(self, config: SessionConfig, *, resume_refused: bool = False) -> Send:
+        configured = events.SessionConfigured(
+            config=events.config_as_sent(config),
+            provider=self._defaults.provider,
+            resumed=False if resume_refused else None,
+            reason=UNKNOWN_SESSION if resume_refused else None,
+        )
+        return Send(configured)
 
     def _set_config(self, config: SessionConfig) -> None:
         self._config = config

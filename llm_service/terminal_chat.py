@@ -1,28 +1,19 @@
-"""A chat in the terminal, over the same WebSocket as every other client."""
+"""A chat in the terminal."""
 
 import asyncio
 import contextlib
-import itertools
-import json
-import re
 import sys
 import threading
-from collections.abc import Collection, Coroutine, Generator, Mapping
+from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.text import Text
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, WebSocketException
-from websockets.protocol import State
+
+from llm_service.chat_client import REPLY_TIMEOUT, ChatClient, ChatError, Event, printable
 
 T = TypeVar("T")
-Event = dict[str, Any]
-
-# Seconds for the answer to anything but a question.
-REPLY_TIMEOUT = 10.0
-MAX_EVENT_BYTES = 16 * 1024 * 1024
 
 HELP = """\
 /system TEXT  set the system prompt; without TEXT, back to the service's own
@@ -31,152 +22,6 @@ HELP = """\
 /help         this
 /quit         leave (Ctrl-D does, too)
 Ctrl-C stops an answer."""
-
-# Control characters but newline and tab, bidirectional overrides, halves of surrogate pairs.
-_UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def printable(text: object) -> str:
-    """Return a text that cannot steer the terminal it is shown in, whoever wrote it."""
-    return _UNSAFE.sub("", str(text))
-
-
-class ChatError(Exception):
-    """What to tell the user instead of going on."""
-
-
-class ChatClient:
-    """One session with the service, on one connection at a time.
-
-    A cancelled answer ends by the server's word, as any other: `ask` returns its event.
-    """
-
-    def __init__(self, url: str, *, api_key: str = "", system_prompt: str | None = None) -> None:
-        self._url = url
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._system_prompt = system_prompt
-        self._numbers = itertools.count(1)
-        self._socket: ClientConnection | None = None
-        self.model = ""
-
-    async def open(self) -> bool:
-        """Connect and start a session, unless there is a connection; returns whether it was made anew."""
-        if self._socket is not None and self._socket.state is State.OPEN:
-            return False
-        try:
-            # A proxy of the environment is for the web, not for a service the user named.
-            self._socket = await connect(
-                self._url, additional_headers=self._headers, max_size=MAX_EVENT_BYTES, compression=None, proxy=None
-            )
-        except InvalidStatus as error:
-            raise ChatError(_refusal(error)) from None
-        except InvalidURI:
-            raise ChatError(f"{self._url} is no address of a WebSocket, as ws://localhost:8000/ws/llm is") from None
-        except (OSError, WebSocketException, TimeoutError):
-            raise ChatError(
-                f"no service answers at {self._url}; start it with ./run-cpu.sh or 'python main.py websocket', or name "
-                "another with --url"
-            ) from None
-        await self.reset()
-        return True
-
-    async def aclose(self) -> None:
-        """Close the connection, if there is one."""
-        if self._socket is not None:
-            await self._socket.close()
-
-    async def reset(self) -> None:
-        """Start the session anew."""
-        config = {} if self._system_prompt is None else {"system_prompt": self._system_prompt}
-        await self._send({"type": "start_session", "config": config})
-        # A service that had greeted before this arrived answers that it configured the session.
-        started = await self._reply({"session_started", "session_configured"})
-        self.model = started.get("model", self.model)
-
-    async def set_system_prompt(self, text: str | None) -> None:
-        """Change the system prompt, or take the service's own; the conversation goes on."""
-        self._system_prompt = text
-        await self._send({"type": "update_config", "config": {"system_prompt": text}})
-        await self._reply({"session_configured"})
-
-    async def cancel(self) -> None:
-        """Ask the service to stop the running answer."""
-        await self._send({"type": "cancel"})
-
-    async def ask(self, text: str, console: Console) -> Event:
-        """Send a message, print its answer as it comes and return the event that ended it."""
-        number = str(next(self._numbers))
-        await self._send({"type": "user_message", "text": text, "id": number})
-        printed = ""
-        try:
-            while True:
-                event = await self._receive()
-                if event["type"] == "token":
-                    printed = printable(event["data"]) or printed
-                    console.file.write(printable(event["data"]))
-                    console.file.flush()
-                elif _ends(event, number):
-                    return event
-        finally:
-            if printed and not printed.endswith("\n"):
-                console.file.write("\n")
-                console.file.flush()
-
-    async def _reply(self, kinds: Collection[str]) -> Event:
-        try:
-            async with asyncio.timeout(REPLY_TIMEOUT):
-                while True:
-                    event = await self._receive()
-                    if event["type"] in kinds:
-                        return event
-                    if event["type"] == "error":
-                        raise ChatError(str(event["error"]["message"]))
-        except TimeoutError:
-            await self.aclose()
-            raise ChatError(f"the service said nothing for {REPLY_TIMEOUT:g} seconds") from None
-
-    async def _send(self, message: Mapping[str, object]) -> None:
-        if self._socket is None:
-            raise ChatError("not connected")
-        with _closed_is_told():
-            await self._socket.send(json.dumps(message))
-
-    async def _receive(self) -> Event:
-        assert self._socket is not None
-        with _closed_is_told():
-            frame = await self._socket.recv()
-        try:
-            event: Event = json.loads(frame)
-            return event | {"type": str(event["type"])}
-        except (ValueError, TypeError, KeyError):
-            raise ChatError(f"what {self._url} says is not this protocol; is it the service's /ws/llm?") from None
-
-
-def _ends(event: Event, number: str) -> bool:
-    """Whether the event ends the answer of this number; what ended an earlier one may still be on its way."""
-    if event["type"] == "error":
-        # A message that was not understood was not given its number back, either.
-        return event.get("id") in (None, number)
-    return event["type"] in ("response_complete", "cancelled") and event.get("id") == number
-
-
-@contextlib.contextmanager
-def _closed_is_told() -> Generator[None, None, None]:
-    try:
-        yield
-    except ConnectionClosed as closed:
-        frame = closed.rcvd
-        reason = f"{frame.code} {frame.reason}".strip() if frame is not None else "the connection broke"
-        raise ChatError(f"the service closed the connection ({reason})") from None
-
-
-def _refusal(error: InvalidStatus) -> str:
-    try:
-        message = json.loads(error.response.body or b"")["error"]["message"]
-    except (ValueError, KeyError, TypeError):
-        message = "is this its /ws/llm?"
-    advice = "; put the key into API_KEYS" if error.response.status_code == 401 else ""
-    return f"the service refused the connection with HTTP {error.response.status_code}: {message}{advice}"
 
 
 class Chat:
@@ -264,7 +109,7 @@ class Chat:
         return anew
 
     def _answer(self, text: str) -> None:
-        future = self._submit(self._client.ask(text, self._console))
+        future = self._submit(self._client.ask(text, self._console.file))
         cancelled = False
         while True:
             try:
@@ -330,7 +175,7 @@ async def ask_once(client: ChatClient, text: str, console: Console, errors: Cons
     try:
         await client.open()
         try:
-            event = await client.ask(text, console)
+            event = await client.ask(text, console.file)
         finally:
             await client.aclose()
     except ChatError as error:

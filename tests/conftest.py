@@ -1,10 +1,48 @@
 """Fixtures for all tests."""
 
+from pathlib import Path
+
 import pytest
 
 from llm_service import log
 
 pytest_plugins = ["tests.real_engines"]
+
+# The tests of modules that know no event loop, socket or clock; together they take less than a second.
+PURE = frozenset(
+    {
+        "test_access",
+        "test_config",
+        "test_conversation",
+        "test_errors",
+        "test_events",
+        "test_ndjson",
+        "test_parsing",
+        "test_session",
+        "test_session_defaults",
+        "test_session_machine",
+        "test_session_manager",
+        "test_sse",
+    }
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --pure, which does not even import the other tests: -m pure would, and that takes longer than they do."""
+    parser.addoption("--pure", action="store_true", help="run the tests of the pure core alone")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the other files under --pure."""
+    others = collection_path.is_file() and collection_path.stem not in PURE
+    return True if others and config.getoption("--pure") else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of the pure core."""
+    for item in items:
+        if item.path.stem in PURE:
+            item.add_marker("pure")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -8,6 +8,7 @@ import yaml
 from jsonschema import Draft7Validator, Draft202012Validator
 
 from llm_service import asyncapi, errors, events
+from llm_service.close_codes import CloseCode
 from llm_service.errors import ClientError, ConfigurationError
 from llm_service.parsing import parse
 
@@ -177,8 +178,8 @@ def test_error_codes_are_listed() -> None:
 
 def test_closing_codes_are_listed() -> None:
     """The codes a connection may be closed with are told, with what to do."""
-    assert {1000, 3001, 3008, 3012, 3013, 3500, 3501, 3502, 3504} == set(asyncapi.CLOSE_CODES)
-    assert all(f"| {code} |" in DOCUMENT["info"]["description"] for code in asyncapi.CLOSE_CODES)
+    assert {1000, 3001, 3008, 3012, 3013, 3500, 3502, 3504} == set(CloseCode)
+    assert all(f"| {code.value} |" in DOCUMENT["info"]["description"] for code in CloseCode)
 
 
 @pytest.mark.parametrize("event", SAMPLES, ids=lambda event: type(event).__name__)

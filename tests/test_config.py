@@ -10,7 +10,6 @@ from llm_service import config, env_example
 from llm_service.config import Settings, aliases, shown, variables
 from llm_service.errors import ConfigurationError
 
-
 # The defaults of FastTalk 1.x, read by its clients' deployments.
 SEED = {
     "LLM_MODEL": "llama3.2:1b",

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 
 import pytest
 from websockets.asyncio.client import ClientConnection
@@ -91,8 +91,8 @@ class TestEmbedded:
 
 
 @pytest.fixture
-def ollama_engine(ollama_server: OllamaServer) -> Iterator[OllamaEngine]:
-    yield OllamaEngine(ollama_server.url, context_window=EMBEDDED_WINDOW)
+def ollama_engine(ollama_server: OllamaServer) -> OllamaEngine:
+    return OllamaEngine(ollama_server.url, context_window=EMBEDDED_WINDOW)
 
 
 @pytest.mark.ollama

@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 
 from llm_service import events
+from llm_service.effects import Effect, Generate, Send, Stop
 from llm_service.errors import EngineTimeout, InvalidJSON
 from llm_service.events import Cancel, EndSession, SessionConfig, StartSession, UpdateConfig, UserMessage
 from llm_service.generation import Delta, Finish, GenerationRequest, SamplingParams, Usage
-from llm_service.session import Effect, Generate, Send, Session, SessionState, Stop
+from llm_service.session import Session, SessionState
 from llm_service.session_defaults import SessionDefaults
 
 DEFAULTS = SessionDefaults(

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from llm_service import events
+from llm_service.effects import Effect, Generate, Send, Stop
 from llm_service.errors import EngineTimeout, InvalidJSON
 from llm_service.events import SessionConfig
 from llm_service.generation import Delta, Finish, SamplingParams, Usage
-from llm_service.session import Effect, Generate, Send, Session, SessionState, Stop
+from llm_service.session import Session, SessionState
 from llm_service.session_defaults import SessionDefaults
 
 FUZZ = 20 if os.environ.get("FASTTALK_FUZZ") == "1" else 1

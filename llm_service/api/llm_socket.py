@@ -11,12 +11,11 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from llm_service import events
 from llm_service.access import SUBPROTOCOL, key_from_handshake
+from llm_service.close_codes import CloseCode
 from llm_service.connection import Connection
 from llm_service.errors import FastTalkError, OriginNotAllowed, ShuttingDown, TooManyConnections, Unauthorized
 from llm_service.protocols import ABORT_EXTENSION
 from llm_service.service import Service
-
-CONNECTION_LIMIT = 3504
 
 router = APIRouter()
 _log = structlog.get_logger(__name__)
@@ -86,4 +85,4 @@ async def _turn_away(service: Service, socket: WebSocket, error: FastTalkError) 
     service.note_error(event.error)
     with contextlib.suppress(WebSocketDisconnect):
         await socket.send({"type": "websocket.send", "text": events.dump(event)})
-        await socket.close(CONNECTION_LIMIT, "connection limit")
+        await socket.close(CloseCode.CONNECTION_LIMIT, "connection limit")

@@ -5,6 +5,7 @@ An engine's module is imported when it is opened: the libraries of the others wo
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
@@ -37,6 +38,8 @@ class OpenedEngine:
 
 async def open_engine(settings: Settings) -> OpenedEngine:
     """Open the engine that LLM_PROVIDER names; `auto` takes Ollama if it has the model, else the embedded one.
+
+    A model that LLM_MODEL names is the one that answers, or none: then `auto` does not fall back.
 
     Raises:
         StartupError: the device or the engine cannot be had; the message says what to do.
@@ -73,6 +76,9 @@ async def _open_auto(settings: Settings, device: Device) -> OpenedEngine:
         return await _open_ollama(settings, device, "it has the model")
     except EngineUnavailable as unavailable:
         why = unavailable.message
+        if settings.llm_model_given:
+            # Whoever names a model is not answered by another one.
+            raise
     try:
         return await _open_embedded(settings, device, why)
     except EngineUnavailable as error:
@@ -90,7 +96,7 @@ async def _open_ollama(settings: Settings, device: Device, reason: str) -> Opene
         read_timeout=settings.ollama_timeout,
         context_window=settings.default_context_window,
     )
-    model, url = settings.llm_model, settings.ollama_base_url
+    model, url = settings.llm_model, _without_credentials(settings.ollama_base_url)
     async with _closed_on_failure(engine):
         try:
             models = await engine.models()
@@ -113,7 +119,7 @@ async def _open_openai(settings: Settings, device: Device) -> OpenedEngine:
         connect_timeout=settings.connect_timeout,
         read_timeout=settings.openai_timeout,
     )
-    model, url = settings.llm_model, settings.openai_base_url
+    model, url = settings.llm_model, _without_credentials(settings.openai_base_url)
     async with _closed_on_failure(engine):
         try:
             models = await engine.models()
@@ -213,3 +219,8 @@ def _ollama_options(settings: Settings, device: Device) -> dict[str, int]:
 def _has(models: list[str], model: str) -> bool:
     # Ollama adds the tag "latest" to a name without one.
     return model in models or f"{model}:latest" in models
+
+
+def _without_credentials(url: str) -> str:
+    # What is said of an engine is shown in /health and in the log.
+    return re.sub(r"//[^/]*@", "//", url)

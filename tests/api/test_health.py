@@ -77,6 +77,15 @@ async def test_no_page_of_another_site_can_read(live: Live, client: httpx.AsyncC
     assert "server" not in response.headers
 
 
+async def test_an_allowed_page_can_read(engine: ScriptedEngine, client: httpx.AsyncClient) -> None:
+    """Pages of ALLOWED_ORIGINS may read the routes, and others still may not."""
+    async with live_service(engine, {"ALLOWED_ORIGINS": "https://app.example"}) as live:
+        allowed = await client.get(live.url + "/stats", headers={"Origin": "https://app.example"})
+        other = await client.get(live.url + "/stats", headers={"Origin": "https://evil.example"})
+    assert "https://app.example" == allowed.headers["access-control-allow-origin"]
+    assert "access-control-allow-origin" not in other.headers
+
+
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost.evil.example"])
 async def test_a_foreign_page_cannot_connect(live: Live, origin: str) -> None:
     """A handshake from a page of another origin is refused with 403, and says what to do."""

@@ -1,0 +1,25 @@
+"""Why this service closes a WebSocket."""
+
+from enum import IntEnum
+from typing import Self
+
+
+class CloseCode(IntEnum):
+    """3000 to 3499: connect again; 3500 to 3999: do not, before something was changed. As Centrifugo has them."""
+
+    meaning: str
+
+    def __new__(cls, code: int, meaning: str) -> Self:
+        member = int.__new__(cls, code)
+        member._value_ = code
+        member.meaning = meaning
+        return member
+
+    EXPIRED = 1000, "the session expired: `session_ended` came before"
+    SHUTDOWN = 3001, "the service shuts down; connect again"
+    SLOW_CLIENT = 3008, "the client was too slow to read; connect again"
+    NO_PONG = 3012, "a ping was not answered; connect again"
+    TOO_MANY_INVALID = 3013, "too many invalid messages in a row"
+    BAD_KEY = 3500, "the key is missing or wrong"
+    STALE = 3502, "no first message came in time"
+    CONNECTION_LIMIT = 3504, "too many connections"
