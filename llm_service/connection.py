@@ -131,7 +131,7 @@ class Connection:
                 greeting.cancel()
 
     def watch(self, now: float) -> None:
-        """Cut the connection off if the client is too slow, silent or gone; called about twice a second."""
+        """Cut the connection off if the client is too slow, silent or gone; called a few times a second."""
         limits = self._limits
         if self._cut_at is not None:
             if now - self._cut_at > CLOSE_GRACE:
@@ -171,6 +171,8 @@ class Connection:
             message = await self._socket.receive()
             if message["type"] == "websocket.disconnect":
                 return
+            if self._outbox.closing:
+                continue
             now = monotonic()
             text = message.get("text")
             try:

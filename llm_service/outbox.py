@@ -49,6 +49,11 @@ class Outbox:
         """Events written so far."""
         return self._seq
 
+    @property
+    def closing(self) -> bool:
+        """Whether the connection is being closed: nothing more is taken."""
+        return self._closing is not None
+
     def put(self, event: ServerEvent) -> None:
         """Queue an event. After `close` it is dropped: the client has been told that it was the end."""
         if self._closing is not None or self.overfull:

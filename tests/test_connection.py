@@ -385,6 +385,8 @@ class TestKeys:
         """Without a right key in the first message the client is told and closed with 3500; the engine is not asked."""
         async with live_service(engine, KEYS) as live, live.connect() as socket:
             await socket.send(json.dumps(message))
+            await send(socket, "start_session", api_key="right-key")
+            await send(socket, "user_message", text="a 1")
             assert "unauthorized" == (await receive(socket))["error"]["code"]
             assert 3500 == (await closed(socket)).rcvd.code  # type: ignore[union-attr]
             assert not engine.requests
