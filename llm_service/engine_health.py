@@ -37,7 +37,7 @@ class EngineHealth:
         if problem is not None and (self.reachable or self.checked_at is None):
             _log.warning("engine_unreachable", engine=self._engine.name, problem=problem)
         elif problem is None and self.checked_at is not None and not self.reachable:
-            _log.info("engine_reachable", engine=self._engine.name)
+            _log.warning("engine_reachable", engine=self._engine.name)
         self.reachable = problem is None
         self.problem = problem
         self.checked_at = monotonic()

@@ -12,10 +12,10 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
+from time import monotonic
 
 import structlog
 from prometheus_client.multiprocess import mark_process_dead
@@ -161,7 +161,7 @@ class Workers:
     def _look_after(self) -> None:
         """Start who is due, wait until something happens, and see to it."""
         for worker in self._workers:
-            if worker.process is None and worker.start_at <= time.monotonic():
+            if worker.process is None and worker.start_at <= monotonic():
                 self._start(worker)
         self._wait()
         for worker in list(self._workers):
@@ -170,7 +170,7 @@ class Workers:
         while self._heard < self._signals:
             self._heard += 1
             self._stop()
-        if self._kill_at is not None and time.monotonic() > self._kill_at:
+        if self._kill_at is not None and monotonic() > self._kill_at:
             self._kill()
 
     def _note_signal(self, *_: object) -> None:
@@ -183,7 +183,7 @@ class Workers:
         deadlines = [worker.start_at for worker in self._workers if worker.process is None]
         if self._kill_at is not None:
             deadlines.append(self._kill_at)
-        timeout = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+        timeout = max(0.0, min(deadlines) - monotonic()) if deadlines else None
         sentinels = [worker.process.sentinel for worker in self._workers if worker.process is not None]
         if self._woken in multiprocessing.connection.wait([self._woken, *sentinels], timeout):
             self._woken.recv(1)
@@ -202,7 +202,7 @@ class Workers:
             process.start()
         finally:
             signal.signal(signal.SIGINT, handler)
-        worker.started_at = time.monotonic()
+        worker.started_at = monotonic()
         _log.info("worker_started", worker=worker.number, process=process.pid)
 
     def _ended(self, worker: _Worker) -> None:
@@ -213,7 +213,7 @@ class Workers:
             self._workers.remove(worker)
             return
         _log.error("worker_died", worker=worker.number, process=process.pid, exit_code=process.exitcode)
-        now = time.monotonic()
+        now = monotonic()
         worker.failures = worker.failures + 1 if now - worker.started_at < STARTUP_SECONDS else 0
         never_ran = process.exitcode == CANNOT_START and not worker.restarted
         if never_ran or worker.failures > MAX_FAILED_STARTS:
@@ -227,7 +227,7 @@ class Workers:
         """Have every worker drain or, if it does already, cut."""
         self._workers = [worker for worker in self._workers if worker.process is not None]
         if self._kill_at is None:
-            self._kill_at = time.monotonic() + self._settings.drain_timeout + CLOSE_SECONDS
+            self._kill_at = monotonic() + self._settings.drain_timeout + CLOSE_SECONDS
         for worker in self._workers:
             assert worker.process is not None
             worker.process.terminate()
@@ -237,4 +237,4 @@ class Workers:
             assert worker.process is not None
             _log.error("worker_killed", worker=worker.number, process=worker.process.pid)
             worker.process.kill()
-        self._kill_at = time.monotonic() + CLOSE_SECONDS
+        self._kill_at = monotonic() + CLOSE_SECONDS

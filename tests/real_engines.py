@@ -45,7 +45,8 @@ async def embedded_engine(embedded_model_path: Path) -> AsyncGenerator[LlamaCppE
 
     It lives on the session's loop: mark the tests that use it `pytest.mark.asyncio(loop_scope="session")`.
     """
-    options = LlamaCppOptions(n_gpu_layers=0, main_gpu=0, n_threads=os.cpu_count() or 1)
+    # Half the cores: llama.cpp's threads wait for each other by spinning, and tests share the machine.
+    options = LlamaCppOptions(n_gpu_layers=0, main_gpu=0, n_threads=max(1, (os.cpu_count() or 2) // 2))
     engine = await LlamaCppEngine.open(embedded_model_path, options=options, context_window=EMBEDDED_WINDOW, parallel=2)
     yield engine
     await engine.aclose()

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -64,6 +63,20 @@ def serving_pids(service: ServiceProcess) -> set[int]:
     return found
 
 
+def of_both(
+    service: ServiceProcess, stack: contextlib.ExitStack, **config: Any
+) -> tuple[list[ClientConnection], list[ClientConnection]]:
+    """Connect until both workers serve; returns all connections, and the first one of each worker."""
+    sockets: list[ClientConnection] = []
+    firsts: list[ClientConnection] = []
+    while len(firsts) < 2:
+        assert len(sockets) < 80, "of 80 connections one worker had none"
+        sockets.append(stack.enter_context(started(service.ws_url, **config)))
+        if len(serving_pids(service)) > len(firsts):
+            firsts.append(sockets[-1])
+    return sockets, firsts
+
+
 def samples(service: ServiceProcess) -> dict[str, float]:
     """What /metrics says, summed over labels."""
     found: dict[str, float] = {}
@@ -105,11 +118,8 @@ def test_two_workers(tmp_path: Path) -> None:
     with service_process(tmp_path, "--workers", "2", environment=slow) as service, contextlib.ExitStack() as stack:
         service.wait_until_listening(2)
         assert [1, 2] == sorted(line["worker"] for line in service.lines("listening"))
-        sockets: list[ClientConnection] = []
-        while len(serving_pids(service)) < 2:
-            assert len(sockets) < 80, "of 80 connections one worker had none"
-            sockets.append(stack.enter_context(started(service.ws_url)))
-        assert all(ask(socket, "hello").startswith("You said: hello") for socket in sockets)
+        sockets, firsts = of_both(service, stack)
+        assert all(ask(socket, "hello").startswith("You said: hello") for socket in firsts)
 
         def counted() -> tuple[float | None, float | None]:
             found = samples(service)
@@ -168,16 +178,13 @@ def _runs(pid: int) -> bool:
 @pytest.mark.embedded
 def test_two_workers_with_a_model_each(tmp_path: Path, embedded_model_path: Path) -> None:
     """Each of two workers has an embedded model of its own and answers; the memory it takes is warned of."""
-    embedded = {"LLM_PROVIDER": "llama_cpp", "DEFAULT_CONTEXT_WINDOW": "512", "LLAMA_CPP_PARALLEL": "1"}
+    embedded = {"LLM_PROVIDER": "llama_cpp", "DEFAULT_CONTEXT_WINDOW": "512", "NUM_THREADS": "1"}
     with service_process(tmp_path, "--workers", "2", environment=embedded) as service, contextlib.ExitStack() as stack:
         service.wait_until_listening(2)
         assert [2] == [line["copies"] for line in service.lines("each_worker_loads_the_model")]
         assert 2 == len(service.lines("engine_opened"))
-        sockets: list[ClientConnection] = []
-        while len(serving_pids(service)) < 2:
-            assert len(sockets) < 80, "of 80 connections one worker had none"
-            sockets.append(stack.enter_context(started(service.ws_url, max_tokens=8, temperature=0.0)))
-        assert {True} == {ask(socket, "Say hello.") != "" for socket in sockets}
+        _, firsts = of_both(service, stack, max_tokens=8, temperature=0.0)
+        assert [True, True] == [ask(socket, "Say hello.") != "" for socket in firsts]
         assert 0 == service.end()
 
 
@@ -276,7 +283,7 @@ def instantly(monkeypatch: pytest.MonkeyPatch) -> None:
         return found
 
     monkeypatch.setattr(running.multiprocessing.connection, "wait", waiting)
-    monkeypatch.setattr(running.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(running, "monotonic", lambda: now[0])
 
 
 @pytest.mark.usefixtures("instantly")
@@ -329,4 +336,3 @@ def test_interrupt_while_workers_start(tmp_path: Path) -> None:
             os.kill(pid, signal.SIGINT)
         assert 0 == service.end(signal.SIGINT)
         assert "Traceback" not in service.text()
-        assert isinstance(service.process, subprocess.Popen)

@@ -15,7 +15,7 @@ import msgspec
 from llm_service.devices import LlamaCppOptions
 from llm_service.engines.model_files import checked
 from llm_service.engines.openai import OpenAIEngine
-from llm_service.engines.transport import UNREADABLE
+from llm_service.engines.refusals import UNREADABLE
 from llm_service.errors import EngineUnavailable, FastTalkError, GenerationFailed, ModelNotFound
 from llm_service.generation import Finish, GenerationEvent, GenerationRequest
 
@@ -87,6 +87,7 @@ class LlamaCppEngine:
         engine = cls(server, address, api, model, context_window)
         del server
         try:
+            # Also needed for closing: a server that is destroyed before its loop runs never comes to an end.
             engine._window = min(slot.n_ctx for slot in await engine._slots())
         except FastTalkError:
             await engine.aclose()

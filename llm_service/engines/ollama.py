@@ -9,17 +9,13 @@ import msgspec
 import ollama
 
 from llm_service.engines.ndjson import NDJSONDecoder
+from llm_service.engines.refusals import UNREADABLE, Refusal, cleaned, error_fields, refused
 from llm_service.engines.transport import (
     QUICK_SECONDS,
-    UNREADABLE,
     EngineClient,
-    Refusal,
-    cleaned,
     display_name,
-    error_fields,
     open_transport,
     read_to_end,
-    refused,
     translating,
 )
 from llm_service.errors import ContextOverflow, EngineError, FastTalkError, GenerationFailed, ModelNotFound

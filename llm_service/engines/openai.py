@@ -6,15 +6,12 @@ from typing import Any
 
 import msgspec
 
+from llm_service.engines.refusals import UNREADABLE, Refusal, error_fields, refused
 from llm_service.engines.sse import SSEDecoder
 from llm_service.engines.transport import (
-    UNREADABLE,
     EngineClient,
-    Refusal,
     display_name,
-    error_fields,
     read_to_end,
-    refused,
 )
 from llm_service.errors import (
     ConfigurationError,

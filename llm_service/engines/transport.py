@@ -1,20 +1,20 @@
 """The seam between engines and HTTP: opens a stream, hands out its bytes, aborts it.
 
-Nothing of httpx or aiohttp gets past this module: what they raise becomes one of our errors by one table,
-what a server refuses becomes one by another.
+Nothing of httpx or aiohttp gets past this module: what they raise becomes one of our errors by one table.
 """
 
 import asyncio
-import unicodedata
+import ssl
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
+from functools import cache
 
 import aiohttp
 import httpx
-import msgspec
 from aiohttp.http_exceptions import HttpProcessingError
 from httpx_aiohttp import AiohttpTransport
 
+from llm_service.engines.refusals import Refusal, error_fields, retry_after
 from llm_service.errors import (
     EngineError,
     EngineRejected,
@@ -33,10 +33,6 @@ QUICK_SECONDS = 5.0
 _KEEPALIVE_SECONDS = 4.0
 # Admission is the business of the wrappers. aiohttp's own limit of 100 would be a hidden queue.
 _MAX_CONNECTIONS = 1_000_000
-_MAX_QUOTED = 300
-
-# What msgspec raises for bytes that are not the JSON asked for.
-UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _Outcome = tuple[type[EngineError], str]
 
@@ -94,23 +90,10 @@ OUTCOMES: Mapping[type[Exception], _Outcome] = {
 _FOREIGN = tuple(OUTCOMES)
 
 
-class Refusal(msgspec.Struct, frozen=True):
-    """An answer with an error status.
-
-    `text` is the engine's own message, cut and without control characters; it may hold parts of the prompt
-    unless the engine is known never to put them there. `kind` is its machine-readable type, if any.
-    """
-
-    status: int
-    text: str = ""
-    kind: str = ""
-    retry_after: float | None = None
-
-
 def translated(error: Exception, engine: str) -> EngineError:
     """Return our error for one of httpx's, aiohttp's or the system's; `engine` names the engine in it."""
     cause = error.__cause__
-    if isinstance(error, httpx.TransportError) and isinstance(cause, Exception):
+    if isinstance(error, httpx.TransportError) and isinstance(cause, _FOREIGN):
         # httpx-aiohttp turns every broken connection into ConnectTimeout. What it was made from is exact.
         error = cause
     kind, words = next(OUTCOMES[cls] for cls in type(error).__mro__ if cls in OUTCOMES)
@@ -126,29 +109,6 @@ def translating(engine: str) -> Iterator[None]:
         raise translated(error, engine) from None
 
 
-def refused(refusal: Refusal, engine: str, *, quote: bool) -> EngineError:
-    """Return our error for an error status; with `quote` the engine's own message is part of it."""
-    status, said = refusal.status, ""
-    if refusal.text and quote:
-        said = f": {refusal.text}"
-    elif refusal.kind:
-        said = f" ({refusal.kind})"
-    if status in (401, 403):
-        return EngineRejected(f"{engine} denied access (HTTP {status}): check the API key in the settings.")
-    if status in (429, 503):
-        return EngineUnreachable(f"{engine} is busy (HTTP {status}){said}", retry_after=refusal.retry_after)
-    if status < 400:
-        return EngineRejected(f"{engine} redirects elsewhere (HTTP {status}): put the final URL into the settings.")
-    kind = EngineRejected if status < 500 else GenerationFailed
-    return kind(f"{engine} answered HTTP {status}{said}", retry_after=refusal.retry_after)
-
-
-def cleaned(text: str) -> str:
-    """Cut a foreign message to a line of at most 300 characters without control characters."""
-    line = "".join(" " if unicodedata.category(char)[0] in "CZ" else char for char in text[: 4 * _MAX_QUOTED])
-    return " ".join(line.split())[:_MAX_QUOTED]
-
-
 def display_name(product: str, base_url: str) -> str:
     """Name an engine for messages, by product and address, without credentials of the URL."""
     return f"{product} at {base_url.partition('://')[2].partition('/')[0].rpartition('@')[2]}"
@@ -157,7 +117,13 @@ def display_name(product: str, base_url: str) -> str:
 def open_transport(*, reuse: bool = True) -> httpx.AsyncBaseTransport:
     """Return the transport every engine client uses; it reads nothing from the environment."""
     limits = httpx.Limits(max_connections=_MAX_CONNECTIONS, keepalive_expiry=_KEEPALIVE_SECONDS if reuse else 0.0)
-    return AiohttpTransport(trust_env=False, limits=limits)
+    return AiohttpTransport(verify=_tls(), trust_env=False, limits=limits)
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    # Reading the certificates takes 20 ms, and one reading serves every engine.
+    return httpx.create_ssl_context(trust_env=False)
 
 
 async def read_to_end(chunks: AsyncGenerator[bytes, None]) -> None:
@@ -277,33 +243,4 @@ async def _read_refusal(response: httpx.Response) -> Refusal:
         async with asyncio.timeout(QUICK_SECONDS):
             body = await _read_at_most(response, MAX_ERROR_BYTES)
     text, kind = error_fields(body)
-    return Refusal(response.status_code, text, kind, _retry_after(response.headers.get("retry-after", "")))
-
-
-def _retry_after(value: str) -> float | None:
-    return float(value) if value.isascii() and value.isdigit() and len(value) < 6 else None
-
-
-def error_fields(body: bytes) -> tuple[str, str]:
-    """Find message and machine-readable type in an error's JSON, in each of the shapes engines use.
-
-    Ollama: {"error": "..."}; OpenAI, llama-server: {"error": {"message", "type", "code"}}; vLLM: both that and
-    the inner object alone. What is none of these gives two empty strings.
-    """
-    try:
-        document = msgspec.json.decode(body)
-    except UNREADABLE:
-        return "", ""
-    error = document.get("error", document) if isinstance(document, dict) else document
-    if isinstance(error, str):
-        return cleaned(error), ""
-    if not isinstance(error, dict):
-        return "", ""
-    message = error.get("message")
-    kinds = (error.get("type"), error.get("code"))
-    kind = next((kind for kind in kinds if isinstance(kind, str) and _is_identifier(kind)), "")
-    return cleaned(message) if isinstance(message, str) else "", kind
-
-
-def _is_identifier(kind: str) -> bool:
-    return len(kind) <= 64 and kind.isascii() and kind.replace("_", "").replace("-", "").replace(".", "").isalnum()
+    return Refusal(response.status_code, text, kind, retry_after(response.headers.get("retry-after", "")))

@@ -20,7 +20,7 @@ from llm_service.generation import Delta, GenerationEvent
 from tests.engines.requests import SECRET, a_request, collect
 from tests.real_engines import EMBEDDED_WINDOW
 
-OPTIONS = LlamaCppOptions(n_gpu_layers=0, main_gpu=0, n_threads=2)
+OPTIONS = LlamaCppOptions(n_gpu_layers=0, main_gpu=0, n_threads=1)
 
 embedded = [pytest.mark.embedded, pytest.mark.asyncio(loop_scope="session")]
 
@@ -120,15 +120,14 @@ class TestAnswers:
         assert again.usage.cached_tokens
 
     async def test_two_at_once(self, embedded_engine: LlamaCppEngine) -> None:
-        """Two answers do not mix: each is what it is alone."""
+        """Two answers that run side by side are each what they are alone."""
         requests = [
-            a_request(f"Say the word {word} ten times.", model=embedded_engine.model, max_tokens=24)
-            for word in ("apple", "river")
+            a_request(text, model=embedded_engine.model, max_tokens=6) for text in ("Say hello.", "List the seasons.")
         ]
         alone = [(await collect(embedded_engine.generate(request)))[0] for request in requests]
         both = await asyncio.gather(*(collect(embedded_engine.generate(request)) for request in requests))
-        assert ["apple" in alone[0].lower(), "river" in alone[1].lower()] == [True, True]
-        assert ["river" in both[0][0].lower(), "apple" in both[1][0].lower()] == [False, False]
+        assert alone == [answer for answer, _, _ in both]
+        assert alone[0] != alone[1]
 
     async def test_what_it_tells(self, embedded_engine: LlamaCppEngine) -> None:
         """It answers, has one model under the file's name, and knows its window."""
@@ -167,8 +166,9 @@ class TestAnswers:
                     assert isinstance(await anext(events), Delta)
             times.append(await seconds_until_idle(embedded_engine))
         print(f"\ncancel to idle, tokens flowing: {', '.join(f'{seconds:.3f}' for seconds in times)} s")
-        # The median: on a busy machine one step of the model may take a second.
-        assert sorted(times)[2] < 1
+        # On a busy machine a single step of the model may take a second; the rest of the story takes many.
+        assert min(times) < 0.5
+        assert max(times) < 8
 
     async def test_a_cancel_in_the_prompt_frees_the_slot(self, embedded_engine: LlamaCppEngine) -> None:
         """It is idle again after a batch or two, too, when it was still reading the prompt."""

@@ -12,14 +12,11 @@ import pytest
 from aiohttp import http_exceptions
 from aiohttp.client_reqrep import ConnectionKey
 
+from llm_service.engines.refusals import Refusal, refused
 from llm_service.engines.transport import (
     OUTCOMES,
     EngineClient,
-    Refusal,
-    cleaned,
     display_name,
-    error_fields,
-    refused,
     translated,
     translating,
 )
@@ -147,31 +144,6 @@ class TestRefusals:
             assert (caught.value.retry_after, "bad thing" in caught.value.message) == (7.0, True)
         assert len(fake.exchanges) == 1, "a redirect was followed"
 
-    def test_an_unquoted_refusal(self) -> None:
-        """Without `quote` the engine's type is told and its message is not."""
-        error = refused(Refusal(400, SECRET, "BadRequestError"), "Engine", quote=False)
-        assert error.message == "Engine answered HTTP 400 (BadRequestError)"
-
-    @pytest.mark.parametrize(
-        ("body", "fields"),
-        [
-            (b'{"error": "plain"}', ("plain", "")),
-            (b'{"error": {"message": "m", "type": "t_t", "code": 400}}', ("m", "t_t")),
-            (b'{"error": {"message": "m", "type": null, "code": "c"}}', ("m", "c")),
-            (b'{"object": "error", "message": "m", "type": "BadRequestError", "code": 400}', ("m", "BadRequestError")),
-            (b'{"error": {"message": "m", "type": "a prompt?"}}', ("m", "")),
-            (b'{"error": 5}', ("", "")),
-            (b"[1]", ("", "")),
-            (b"<html>", ("", "")),
-            (b"\xff", ("", "")),
-            (b'"\xff"', ("", "")),
-            (b"", ("", "")),
-        ],
-    )
-    def test_error_bodies(self, body: bytes, fields: tuple[str, str]) -> None:
-        """Message and type are found in every engine's shape; anything else is none."""
-        assert fields == error_fields(body)
-
     async def test_an_endless_error_body(self, fake: FakeServer) -> None:
         """An error's body is read up to a bound."""
 
@@ -185,11 +157,6 @@ class TestRefusals:
         with pytest.raises(GenerationFailed):
             await read(http)
         await http.aclose()
-
-    def test_cleaned(self) -> None:
-        """A foreign message is one short line."""
-        assert cleaned("a\n\x1b b\u2028c\u202e ") == "a b c"
-        assert len(cleaned("x" * 10_000)) == 300
 
     def test_display_name_has_no_credentials(self) -> None:
         """A URL's user and password are not shown."""

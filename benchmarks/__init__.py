@@ -1,0 +1,1 @@
+"""What a word costs in this service, beside a floor and its peers. `python -m benchmarks --help`."""

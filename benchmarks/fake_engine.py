@@ -1,0 +1,239 @@
+"""An engine that costs next to nothing: Ollama's and OpenAI's streams, word by word on an absolute schedule.
+
+A process of its own, so that its CPU is counted apart from that of the system under test:
+
+    python -m benchmarks.fake_engine [--port PORT] [--words N] [--rate R] [--ttft S]
+
+It prints the port it listens on, in one line. When each word was written is kept, on the clock that all
+processes of the machine share; `GET /bench/log` hands that out as MessagePack and forgets it.
+"""
+
+import argparse
+import asyncio
+import signal
+from time import monotonic
+
+import httptools
+import msgspec
+import uvloop
+
+from benchmarks import wire
+from benchmarks.script import VOCABULARY, Script, parse
+
+MODEL = "bench"
+# uvloop's timers count whole milliseconds; a shorter wait would spin.
+_TICK = 0.001
+_DEFAULT = Script(words=100, rate=50.0, ttft=0.05)
+
+
+class _Message(msgspec.Struct):
+    content: str = ""
+
+
+class _Request(msgspec.Struct):
+    messages: list[_Message] = []
+    stream: bool = True
+
+
+_decode = msgspec.json.Decoder(_Request).decode
+
+# By seed: when the request had come, and when each word was written.
+Log = dict[int, tuple[float, list[float]]]
+
+
+class State:
+    """What the connections share."""
+
+    def __init__(self, default: Script = _DEFAULT) -> None:
+        self.default = default
+        self.log: Log = {}
+        self.cancelled = 0
+
+
+class Stream:
+    """One answer on its way: writes what is due, then waits for the next word."""
+
+    def __init__(self, protocol: "EngineProtocol", script: Script, dialect: wire.Dialect, received: float) -> None:
+        self._protocol = protocol
+        self._transport = protocol.transport
+        self._script = script
+        self._dialect = dialect
+        self._chunks = [dialect.words[index % len(VOCABULARY)] for index in script.indices()]
+        self._first_at = received + script.ttft
+        self._times: list[float] = []
+        protocol.state.log[script.seed] = (received, self._times)
+        self.paused = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._transport.write(wire.stream_head(dialect))
+        self._wait()
+
+    def stop(self) -> None:
+        """Write nothing more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def resume(self) -> None:
+        """Go on after the reader has caught up: what had become due meanwhile goes out at once."""
+        self.paused = False
+        if self._timer is None:
+            self._write_due()
+
+    def _wait(self) -> None:
+        sent, rate = len(self._times), self._script.rate
+        due = self._first_at + (sent / rate if rate else 0.0)
+        self._timer = asyncio.get_running_loop().call_later(max(due - monotonic(), _TICK), self._write_due)
+
+    def _write_due(self) -> None:
+        self._timer = None
+        if self.paused:
+            return
+        script, sent = self._script, len(self._times)
+        now = monotonic()
+        if now >= self._first_at:
+            due = int((now - self._first_at) * script.rate) + 1 if script.rate else script.words
+            due = min(due, script.words)
+            if script.fault and due >= script.after:
+                self._send(sent, script.after, now)
+                self._fail()
+                return
+            self._send(sent, due, now)
+        if len(self._times) >= script.words:
+            self._transport.write(wire.stream_tail(self._dialect, script.words))
+            self._protocol.ended()
+        else:
+            self._wait()
+
+    def _send(self, first: int, end: int, now: float) -> None:
+        if end == first + 1:
+            self._times.append(now)
+            self._transport.write(self._chunks[first])
+        elif end > first:
+            self._times.extend([now] * (end - first))
+            self._transport.write(b"".join(self._chunks[first:end]))
+
+    def _fail(self) -> None:
+        match self._script.fault:
+            case "cut":
+                self._transport.abort()
+            case "error":
+                self._transport.write(self._dialect.error)
+                self._protocol.ended()
+            case "garbage":
+                self._transport.write(self._dialect.garbage)
+                self._protocol.ended()
+            case _:  # "stall": the connection stays open and nothing comes.
+                pass
+
+
+class EngineProtocol(asyncio.Protocol):
+    """One HTTP connection; requests one after the other, as every client of ours sends them."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self._parser = httptools.HttpRequestParser(self)
+        self._stream: Stream | None = None
+        self._target = b""
+        self._body = b""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._stream is not None:
+            self._stream.stop()
+            self.state.cancelled += 1
+
+    def pause_writing(self) -> None:
+        if self._stream is not None:
+            self._stream.paused = True
+
+    def resume_writing(self) -> None:
+        if self._stream is not None:
+            self._stream.resume()
+
+    def ended(self) -> None:
+        """Take note that the answer is whole."""
+        self._stream = None
+
+    # httptools' callbacks
+
+    def on_message_begin(self) -> None:
+        self._target = self._body = b""
+
+    def on_url(self, url: bytes) -> None:
+        self._target += url
+
+    def on_body(self, body: bytes) -> None:
+        self._body += body
+
+    def on_message_complete(self) -> None:
+        match self._target.partition(b"?")[0].decode():
+            case "/api/chat":
+                self._chat(wire.OLLAMA)
+            case "/v1/chat/completions":
+                self._chat(wire.OPENAI)
+            case "/bench/log":
+                log, self.state.log = self.state.log, {}
+                self.transport.write(wire.document(msgspec.msgpack.encode(log), "application/msgpack"))
+            case path:
+                self._document(path)
+
+    def _chat(self, dialect: wire.Dialect) -> None:
+        received = monotonic()
+        request = _decode(self._body)
+        if not request.messages:
+            self.transport.write(wire.document(wire.LOADED))
+            return
+        script = parse(request.messages[-1].content, self.state.default)
+        if script.fault == "refuse":
+            self.transport.write(wire.document(wire.REFUSED, status="500 Internal Server Error"))
+        elif request.stream:
+            self._stream = Stream(self, script, dialect, received)
+        else:
+            self.transport.write(wire.document(wire.whole_answer(dialect, script.text())))
+
+    def _document(self, path: str) -> None:
+        body = wire.DOCUMENTS.get(path)
+        if body is None:
+            self.transport.write(wire.document(b'{"error":"not found"}', status="404 Not Found"))
+        else:
+            self.transport.write(wire.document(body))
+
+
+async def serve(port: int, state: State) -> asyncio.Server:
+    """Listen on loopback."""
+    loop = asyncio.get_running_loop()
+    return await loop.create_server(lambda: EngineProtocol(state), "127.0.0.1", port, backlog=4096)
+
+
+async def _run(port: int, state: State) -> None:
+    server = await serve(port, state)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    stopped = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+    await stopped.wait()
+    server.close()
+
+
+def main() -> None:
+    """Run until SIGTERM."""
+    parser = argparse.ArgumentParser(description="An engine for benchmarks.")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--words", type=int, default=_DEFAULT.words)
+    parser.add_argument("--rate", type=float, default=_DEFAULT.rate)
+    parser.add_argument("--ttft", type=float, default=_DEFAULT.ttft)
+    options = parser.parse_args()
+    uvloop.run(_run(options.port, State(Script(options.words, options.rate, options.ttft))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""One measurement: a load on a system, between two looks at the kernel's counters."""
+
+import contextlib
+import http.client
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import msgspec
+
+from benchmarks.clients import Plan
+from benchmarks.figures import (
+    EngineLog,
+    Sample,
+    added_first,
+    delays,
+    gaps,
+    over,
+    spread,
+    words_between,
+)
+from benchmarks.load import Record
+from benchmarks.measure import Cores, cpu_seconds, memory
+from benchmarks.processes import BenchmarkFailed, Child, child, module
+from benchmarks.systems import System, service
+
+_decode_log = msgspec.msgpack.Decoder(EngineLog).decode
+_decode_record = msgspec.msgpack.Decoder(Record).decode
+# Seconds between "all stream" and the window, for the last handshakes' work to be over.
+_SETTLE = 0.3
+
+
+@dataclass(frozen=True)
+class Load:
+    """So many sessions; the engine makes `rate` words a second for each, answers of `words` words."""
+
+    name: str
+    sessions: int
+    rate: float
+    words: int = 100
+
+    @property
+    def ramp(self) -> float:
+        """Seconds over which the sessions come in."""
+        return min(2.5, max(0.3, self.sessions / 400))
+
+
+# "saturated" offers more than any system here takes: what arrives is what it can do.
+LOADS = {
+    load.name: load
+    for load in (
+        Load("1", 1, 50),
+        Load("10", 10, 50),
+        Load("100", 100, 50),
+        Load("1000", 1000, 20),
+        Load("saturated", 100, 1000, words=20_000),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Running:
+    """A system that can be measured."""
+
+    system: System
+    process: Child
+    port: int
+
+
+@contextlib.contextmanager
+def engine(cores: Cores, folder: Path) -> Generator[tuple[Child, int], None, None]:
+    """Run the fake engine; gives its process and port."""
+    with child("fake_engine", module("fake_engine"), folder=folder, cores=cores.rest) as process:
+        yield process, int(process.line())
+
+
+@contextlib.contextmanager
+def running(system: System, engine_: tuple[Child, int], cores: Cores, folder: Path) -> Generator[Running, None, None]:
+    """Run a system on the engine until the block is left."""
+    process, engine_port = engine_
+    if system.start is None:
+        yield Running(system, process, engine_port)
+        return
+    started = system.start(engine_port, folder)
+    with child(
+        system.name, started.command, folder=folder, cores=cores.tested, variables=started.variables
+    ) as process:
+        process.wait_until(started.ready)
+        yield Running(system, process, started.port)
+
+
+def measure(
+    target: Running, engine_: tuple[Child, int], load: Load, cores: Cores, folder: Path, seconds: float
+) -> Sample:
+    """Put the load on the system and measure for so many seconds.
+
+    Raises:
+        BenchmarkFailed: a session was lost, or a text was not exact.
+    """
+    _log(engine_[1])
+    plan = Plan(target.system.kind, target.port, target.system.path, load.sessions, load.words, load.rate)
+    plan = msgspec.structs.replace(plan, ramp=load.ramp)
+    with _load(plan, cores, folder) as (loader, out):
+        time.sleep(_SETTLE)
+        pids = (target.process.pid, engine_[0].pid, loader.pid)
+        begin, before = time.monotonic(), [cpu_seconds(pid) for pid in pids]
+        time.sleep(seconds)
+        end, after = time.monotonic(), [cpu_seconds(pid) for pid in pids]
+        used = memory(target.process.pid)
+        record = _stop(loader, out)
+    if record.errors:
+        raise BenchmarkFailed(f"{target.system.name} under {load.name}: {'; '.join(record.errors[:5])}")
+    log = _log(engine_[1])
+    words = words_between(record.turns, begin, end)
+    if not words:
+        raise BenchmarkFailed(f"{target.system.name} under {load.name}: no word arrived")
+    busy = [(late - early) / (end - begin) for early, late in zip(before, after, strict=True)]
+    frames = sum(turn.frames for turn in record.turns)
+    return Sample(
+        cpu_us_per_word=round((after[0] - before[0]) * 1e6 / words, 2),
+        words_per_second=round(words / (end - begin), 1),
+        busy=round(busy[0], 3),
+        engine_busy=round(busy[1], 3),
+        load_busy=round(busy[2], 3),
+        first=spread(added_first(record.turns, log, begin)),
+        gap=over(*gaps(record.turns, log, begin, end)),
+        delay=spread(delays(record.turns, log, begin, end)),
+        words_per_frame=round(sum(len(turn.arrivals) for turn in record.turns) / max(frames, 1), 2),
+        turns=sum(turn.complete for turn in record.turns),
+        rss=used.rss,
+        pss=used.pss,
+    )
+
+
+def idle_kib(target: Running, sessions: int, cores: Cores, folder: Path) -> float:
+    """Return what one idle session costs in memory, in KiB of the process's resident set."""
+    plan = Plan(target.system.kind, target.port, target.system.path, 10, idle=True, ramp=0.1)
+    with _load(plan, cores, folder) as (loader, out):
+        # What the first sessions make the process import or build is not theirs alone.
+        _stop(loader, out)
+    before = memory(target.process.pid)
+    with _load(msgspec.structs.replace(plan, sessions=sessions, ramp=1.0), cores, folder) as (loader, out):
+        time.sleep(0.5)
+        after = memory(target.process.pid)
+        record = _stop(loader, out)
+    if record.errors:
+        raise BenchmarkFailed(f"{target.system.name}, idle: {record.errors[:5]}")
+    return round((after.rss - before.rss) / sessions, 1)
+
+
+def start_seconds(cores: Cores, folder: Path, times: int) -> float:
+    """Return the median time from starting the service to its being ready, with an engine that loads nothing."""
+    taken = []
+    for _ in range(times):
+        begin = time.monotonic()
+        started = service(1, folder, provider="scripted")
+        with child(
+            "startup", started.command, folder=folder, cores=cores.tested, variables=started.variables
+        ) as process:
+            process.wait_until(started.ready, every=0.005)
+            taken.append(time.monotonic() - begin)
+    return round(median(taken), 3)
+
+
+@contextlib.contextmanager
+def _load(plan: Plan, cores: Cores, folder: Path) -> Generator[tuple[Child, Path], None, None]:
+    """Run a load generator; the block begins when all its sessions stream."""
+    out = folder / "record"
+    arguments = module("load", msgspec.json.encode(plan).decode(), str(out))
+    with child("load", arguments, folder=folder, cores=cores.rest) as process:
+        if process.line() == "done":
+            raise BenchmarkFailed(f"the load broke off: {_decode_record(out.read_bytes()).errors[:5]}")
+        yield process, out
+
+
+def _stop(loader: Child, out: Path) -> Record:
+    loader.tell("stop")
+    while loader.line() != "done":
+        pass
+    return _decode_record(out.read_bytes())
+
+
+def _log(engine_port: int) -> EngineLog:
+    """Fetch, and clear, the engine's record of what it wrote when."""
+    connection = http.client.HTTPConnection("127.0.0.1", engine_port, timeout=30)
+    try:
+        connection.request("GET", "/bench/log")
+        return _decode_log(connection.getresponse().read())
+    finally:
+        connection.close()

@@ -1,0 +1,321 @@
+"""The command line: where values come from, what is said of wrong ones, and that nothing ends in a traceback."""
+
+import asyncio
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llm_service import __version__, cli, documents, log
+from llm_service.config import variables
+from llm_service.engines.scripted import Fault, ScriptedEngine
+from llm_service.errors import GenerationFailed
+from llm_service.serving import bind
+from tests.live import live_service
+from tests.processes import PATIENCE, ROOT, bare_environment, free_port
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command in an empty folder without any variable; returns exit status, output and errors."""
+    monkeypatch.chdir(tmp_path)
+    for name in os.environ:
+        if name.upper() in variables() or name.upper().startswith("VLLM_"):
+            monkeypatch.delenv(name)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as exit_:
+            cli.main(arguments)
+        output, errors = capsys.readouterr()
+        assert isinstance(exit_.value.code, int)
+        return exit_.value.code, output, errors
+
+    return run
+
+
+def shown(run: Run, *options: str) -> dict[str, object]:
+    status, output, errors = run("config", "--format", "json", *options)
+    assert (0, "") == (status, errors)
+    values: dict[str, object] = json.loads(output)
+    return values
+
+
+def python(*arguments: str, folder: Path, **popen: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "main.py"), *arguments],
+        cwd=folder,
+        env=bare_environment(LLM_PROVIDER="scripted"),
+        text=True,
+        stderr=subprocess.PIPE,
+        **popen,  # type: ignore[call-overload]
+    )
+
+
+class TestConfig:
+    def test_text(self, run: Run) -> None:
+        """FastTalk 1.x's table: a title between rules, then a line for each variable; --show changes nothing."""
+        status, output, errors = run("config")
+        lines = output.splitlines()
+        rule = "=" * 60
+        assert (0, "") == (status, errors)
+        assert ["", rule, "FastTalk LLM Service Configuration", rule] == lines[:4]
+        assert [f"{name:<30}: " for name in variables()] == [line[:32] for line in lines[4:-1]]
+        assert f"{'LLM_PORT':<30}: 8000" in lines
+        assert rule == lines[-1]
+        assert output == run("config", "--show")[1]
+
+    def test_json(self, run: Run) -> None:
+        """Every variable, with its type."""
+        values = shown(run)
+        assert list(variables()) == list(values)
+        assert (8000, None, []) == (values["LLM_PORT"], values["NUM_THREADS"], values["ALLOWED_MODELS"])
+
+    def test_options_over_environment_over_file(
+        self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An option wins over the environment, which wins over .env, which wins over the default."""
+        text = "LLM_PORT=9001\nLLM_HOST=file\nLLM_MODEL=file\nLOG_LEVEL=debug\n"
+        (tmp_path / ".env").write_text(text, encoding="utf-8")
+        monkeypatch.setenv("LLM_HOST", "environment")
+        monkeypatch.setenv("llm_model", "environment")
+        values = shown(run, "--model", "option", "--workers", "3")
+        assert [9001, "environment", "option", "DEBUG", 3, 9092] == [
+            values[name]
+            for name in ("LLM_PORT", "LLM_HOST", "LLM_MODEL", "LOG_LEVEL", "NUM_WORKERS", "LLM_MONITORING_PORT")
+        ]
+
+    def test_every_option_has_its_variable(self, run: Run) -> None:
+        """Each option of the table is an option, of a variable that there is."""
+        given = {"host": "h", "port": "9001", "monitoring_port": "9002", "model": "m", "provider": "vllm"}
+        given |= {"log_level": "error", "workers": "2"}
+        assert given.keys() == cli.OPTIONS.keys()
+        values = shown(run, *(f"--{name.replace('_', '-')}={value}" for name, value in given.items()))
+        assert given == {name: str(values[cli.OPTIONS[name]]).lower() for name in given}
+
+    @pytest.mark.parametrize("form", ["text", "json"])
+    def test_secrets_are_masked(self, run: Run, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+        """No key and no password of a URL is shown."""
+        monkeypatch.setenv("API_KEYS", "canary-1,canary-2")
+        monkeypatch.setenv("VLLM_API_KEY", "canary-3")
+        monkeypatch.setenv("OLLAMA_BASE_URL", "http://me:canary-4@host")
+        status, output, errors = run("config", "--format", form)
+        assert (0, "") == (status, errors)
+        assert "canary" not in output
+        assert 2 < output.count("********")
+
+    @pytest.mark.parametrize("wrong", ["0", "80", "65536", "abc", "", " ", "8000.5", "-1"])
+    @pytest.mark.parametrize("command", ["config", "websocket", "test", "chat"])
+    def test_wrong_values(self, run: Run, monkeypatch: pytest.MonkeyPatch, command: str, wrong: str) -> None:
+        """A wrong value is named with its bounds in one line on standard error, whatever the command; exit status 1."""
+        if not wrong.strip():
+            assert 8000 == shown(run, "--port", wrong)["LLM_PORT"]
+            return
+        monkeypatch.setenv("LLM_PORT", wrong)
+        status, output, errors = run(command)
+        assert (1, "") == (status, output)
+        assert errors.startswith(f"error: LLM_PORT={wrong}: input should be")
+        assert 1 == errors.count("\n")
+
+    @pytest.mark.parametrize("option", ["--port=0", "--workers=0", "--log-level=loud", "--provider=nobody"])
+    def test_wrong_options(self, run: Run, option: str) -> None:
+        """A wrong value of an option is told in the same way."""
+        status, _, errors = run("websocket", option)
+        name, _, value = option[2:].partition("=")
+        assert 1 == status
+        assert errors.startswith(f"error: {cli.OPTIONS[name.replace('-', '_')]}={value}: ")
+
+    def test_a_file_that_cannot_be_read(self, run: Run, tmp_path: Path) -> None:
+        """A .env that is no text is named."""
+        (tmp_path / ".env").write_bytes(b"\xff\xfe=1")
+        assert (1, "", f"error: {tmp_path / '.env'} cannot be read, or is no text in UTF-8\n") == run("config")
+
+    def test_write_docs(self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """--write-docs writes every generated file into the checkout and lists them."""
+        (tmp_path / "pyproject.toml").touch()
+        monkeypatch.setattr(cli, "PACKAGE", tmp_path / "llm_service")
+        status, output, _ = run("config", "--write-docs")
+        assert (0, [str(tmp_path / name) for name in documents.documents()]) == (status, output.splitlines())
+        assert all((tmp_path / name).is_file() for name in documents.documents())
+
+    def test_write_docs_is_in_the_help(self, run: Run) -> None:
+        """What it writes is told."""
+        status, output, _ = run("config", "--help")
+        assert 0 == status
+        assert "write docs/asyncapi.yaml, docs/schemas, docs/errors.md and .env.example anew" in " ".join(
+            output.split()
+        )
+
+
+class TestCalls:
+    @pytest.mark.parametrize("arguments", [[], ["serve"], ["config", "--colour"], ["chat", "--port", "1"]])
+    def test_wrong_calls(self, run: Run, arguments: list[str]) -> None:
+        """An unknown command or option is exit status 2, with the usage."""
+        status, output, errors = run(*arguments)
+        assert (2, "") == (status, output)
+        assert errors.startswith("usage: main.py")
+
+    def test_version(self, run: Run) -> None:
+        """--version says it."""
+        assert (0, f"{__version__}\n", "") == run("--version")
+
+    def test_interrupted(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Ctrl-C is exit status 130 and no words."""
+
+        def interrupted(_: object) -> int:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(cli, "_config", interrupted)
+        assert (130, "", "") == run("config")
+
+    def test_interrupted_while_it_starts(self, tmp_path: Path) -> None:
+        """Ctrl-C in the middle of a command leaves no traceback."""
+        with python("chat", folder=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.wait(PATIENCE) == 1
+        code = (
+            "import llm_service.cli as c; c._config = lambda o: __import__('time').sleep(60); print('on', flush=True)"
+        )
+        with subprocess.Popen(
+            [sys.executable, "-c", f"{code}; c.main(['config'])"],
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            assert "on\n" == process.stdout.readline()
+            time.sleep(0.1)
+            process.send_signal(signal.SIGINT)
+            assert (130, "") == (process.wait(PATIENCE), process.stderr.read())
+
+    def test_a_reader_that_leaves(self, tmp_path: Path) -> None:
+        """Output that nobody reads any more ends the command without a word."""
+        reading, writing = os.pipe()
+        with python("config", folder=tmp_path, stdout=writing) as process:
+            os.close(reading)
+            os.close(writing)
+            assert process.stderr is not None
+            assert (1, "") == (process.wait(PATIENCE), process.stderr.read())
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+    def test_a_full_disk(self, tmp_path: Path) -> None:
+        """Output that cannot be written is told in one line."""
+        with Path("/dev/full").open("w") as full, python("config", folder=tmp_path, stdout=full) as process:
+            assert process.stderr is not None
+            status, errors = process.wait(PATIENCE), process.stderr.read()
+        assert (1, "error: [Errno 28] No space left on device\n") == (status, errors)
+
+    def test_a_terminal_without_check_marks(self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What the terminal's encoding cannot show does not end the command."""
+        output = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+        monkeypatch.setattr(sys, "stdout", output)
+        monkeypatch.setenv("SYSTEM_PROMPT", "Sei höflich.")
+        assert 0 == run("config")[0]
+        output.seek(0)
+        assert "Sei h?flich." in output.read()
+
+
+class TestTest:
+    def test_fine(self, run: Run) -> None:
+        """With an engine that works the exit status is 0."""
+        status, output, errors = run("test", "--provider", "scripted")
+        assert (0, 5, "") == (status, output.count("✓"), errors)
+
+    def test_no_engine(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Without, it is 1, and what to do is said."""
+        url = f"http://127.0.0.1:{free_port()}"
+        monkeypatch.setenv("OLLAMA_BASE_URL", url)
+        status, output, errors = run("test", "--provider", "ollama")
+        assert (1, "") == (status, errors)
+        assert f"✗ engine: no Ollama answers at {url}; start it, or set OLLAMA_BASE_URL" == output.splitlines()[-1]
+
+
+class TestWebSocket:
+    def test_a_taken_port(self, run: Run) -> None:
+        """A port that is taken is one line, and exit status 1."""
+        with bind("127.0.0.1", 0, setting="LLM_PORT") as taken:
+            taken.listen()
+            port = taken.getsockname()[1]
+            try:
+                status, output, errors = run("websocket", "--host", "127.0.0.1", "--port", str(port))
+            finally:
+                log.configure("WARNING", "console")
+        assert (1, "", 1) == (status, output, errors.count("\n"))
+        assert errors.startswith(f"error: LLM_PORT={port}: cannot listen on 127.0.0.1:{port} (")
+
+    def test_one_process_shares_no_metrics(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A folder for shared metrics that somebody left in the environment is not written to."""
+        monkeypatch.setenv(cli.MULTIPROCESS_FOLDER, "/nowhere")
+        seen = []
+
+        def remember(*_: object, metrics_folder: str) -> int:
+            seen.append((metrics_folder, os.environ.get(cli.MULTIPROCESS_FOLDER)))
+            return 0
+
+        monkeypatch.setattr("llm_service.running.run", remember)
+        assert 0 == run("websocket")[0]
+        assert 0 == run("websocket", "--workers", "2")[0]
+        assert ("", None) == seen[0]
+        assert seen[1][0] == seen[1][1] != ""
+        assert not Path(seen[1][0]).exists()
+
+
+class TestChat:
+    async def once(self, run: Run, engine: ScriptedEngine, *options: str, **environment: str) -> tuple[int, str, str]:
+        async with live_service(engine, environment) as live:
+            return await asyncio.to_thread(run, "chat", "--url", live.ws_url, "--once", "hello", *options)
+
+    async def test_once(self, run: Run) -> None:
+        """The streamed answer is printed, and nothing else; the system prompt is the session's."""
+        engine = ScriptedEngine(lambda _: ["It ", "is ", "[bold]so[/]."], tokens_per_second=1000, models=())
+        assert (0, "It is [bold]so[/].\n", "") == await self.once(run, engine, "--system", "Be brief.")
+        assert ("system", "Be brief.") == (engine.requests[0].messages[0].role, engine.requests[0].messages[0].content)
+
+    async def test_an_error(self, run: Run) -> None:
+        """An answer that fails is told on standard error; exit status 1."""
+        engine = ScriptedEngine(models=(), faults=[Fault(0, GenerationFailed("it [/b] broke"))])
+        assert (1, "", "it [/b] broke\n") == await self.once(run, engine)
+
+    async def test_keys(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A service with keys lets in who has one of them in API_KEYS; others are told to have one."""
+        engine = ScriptedEngine(lambda _: ["yes"], models=())
+        status, output, errors = await self.once(run, engine, API_KEYS="right")
+        assert (1, "") == (status, output)
+        assert "asks for a key" in errors
+        monkeypatch.setenv("API_KEYS", "wrong")
+        refused = "the service refused the connection with HTTP 401: "
+        status, output, errors = await self.once(run, engine, API_KEYS="right")
+        assert (1, "", True, 1) == (status, output, errors.startswith(refused), errors.count("\n"))
+        monkeypatch.setenv("API_KEYS", "right,other")
+        assert (0, "yes\n", "") == await self.once(run, engine, API_KEYS="right")
+
+    def test_nobody_there(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A service that is not there is named by the address that was tried, and how to start it."""
+        port = free_port()
+        monkeypatch.setenv("LLM_PORT", str(port))
+        status, output, errors = run("chat", "--once", "hello")
+        assert (1, "") == (status, output)
+        assert errors.startswith(f"no service answers at ws://localhost:{port}/ws/llm; start it with ")
+
+    def test_no_address(self, run: Run) -> None:
+        """An address that is none is told."""
+        assert (1, "", "http://x is no address of a WebSocket, as ws://localhost:8000/ws/llm is\n") == run(
+            "chat", "--url", "http://x", "--once", "hello"
+        )
+
+    @pytest.mark.parametrize(
+        ("host", "expected"),
+        [("0.0.0.0", "localhost"), ("::", "localhost"), ("192.0.2.1", "192.0.2.1"), ("::1", "[::1]")],
+    )
+    def test_own_host(self, host: str, expected: str) -> None:
+        """The chat looks for a service where the configuration lets it listen."""
+        assert expected == cli._own_host(host)

@@ -1,0 +1,75 @@
+"""Whether the engine answers."""
+
+import asyncio
+import contextlib
+
+import pytest
+import structlog
+
+from llm_service import engine_health
+from llm_service.engine_health import EngineHealth
+from llm_service.engines.scripted import ScriptedEngine
+
+
+class SilentEngine(ScriptedEngine):
+    async def ping(self) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_an_engine_that_answers() -> None:
+    """Before the first question nothing is known; afterwards the engine is reachable, and no line is logged."""
+    health = EngineHealth(ScriptedEngine())
+    assert (False, "not asked yet", None) == (health.reachable, health.problem, health.checked_at)
+    with structlog.testing.capture_logs() as lines:
+        assert await health.check()
+    assert (True, None) == (health.reachable, health.problem)
+    assert health.checked_at is not None
+    assert [] == lines
+
+
+async def test_changes_are_logged_once() -> None:
+    """An engine that goes and comes back is a warning and an all-clear, however often it is asked in between."""
+    engine = ScriptedEngine()
+    health = EngineHealth(engine)
+    with structlog.testing.capture_logs() as lines:
+        await health.check()
+        for engine.down in (True, True, False, False):
+            await health.check()
+    assert ["engine_unreachable", "engine_reachable"] == [line["event"] for line in lines]
+    assert ("warning", "The scripted engine was told to be down.") == (lines[0]["log_level"], lines[0]["problem"])
+
+
+async def test_down_from_the_start_is_logged() -> None:
+    """An engine that never answered is told of, too."""
+    engine = ScriptedEngine()
+    engine.down = True
+    health = EngineHealth(engine)
+    with structlog.testing.capture_logs() as lines:
+        assert not await health.check()
+        assert not await health.check()
+    assert ["engine_unreachable"] == [line["event"] for line in lines]
+    assert "The scripted engine was told to be down." == health.problem
+
+
+async def test_silence_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that takes the question and says nothing counts as not reachable."""
+    monkeypatch.setattr(engine_health, "PING_TIMEOUT", 0.01)
+    health = EngineHealth(SilentEngine())
+    assert not await health.check()
+    assert "no answer within 0.01 seconds" == health.problem
+
+
+async def test_watch_follows_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watch goes on asking until it is cancelled."""
+    monkeypatch.setattr(engine_health, "INTERVAL", 0.001)
+    engine = ScriptedEngine()
+    health = EngineHealth(engine)
+    task = asyncio.create_task(health.watch())
+    async with asyncio.timeout(10):
+        for engine.down in (False, True, False):
+            while health.reachable is engine.down:
+                await asyncio.sleep(0.001)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert task.cancelled()

@@ -1,0 +1,79 @@
+"""`python main.py test`: what it says of engines that work and of those that do not."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from llm_service import self_check as module
+from llm_service.config import Settings
+from llm_service.engines import OpenedEngine
+from llm_service.engines.scripted import Fault, ScriptedEngine
+from llm_service.errors import EngineUnavailable, GenerationFailed
+from llm_service.self_check import self_check
+from tests.live import opened
+
+
+async def checked(
+    engine: ScriptedEngine | EngineUnavailable, monkeypatch: pytest.MonkeyPatch, **environment: str
+) -> tuple[bool, list[str]]:
+    """Check with this engine, or this failure to open one; returns whether it is fine and the lines."""
+
+    async def opener(_: Settings) -> OpenedEngine:
+        if isinstance(engine, EngineUnavailable):
+            raise engine
+        return opened(engine)
+
+    monkeypatch.setattr(module, "open_engine", opener)
+    output = io.StringIO()
+    fine = await self_check(Settings.load(environment), Console(file=output, width=40))
+    if isinstance(engine, ScriptedEngine):
+        assert engine.closed
+    return fine, output.getvalue().splitlines()
+
+
+async def test_fine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Configuration, device, engine, model and one generation are said, a line each, and the engine is closed."""
+    fine, lines = await checked(ScriptedEngine(lambda _: ["Hel", "lo"], models=()), monkeypatch)
+    assert fine
+    assert ["✓"] * 5 == [line[0] for line in lines]
+    subjects = ["configuration", "device", "engine", "model", "generation"]
+    assert subjects == [line[2:].partition(":")[0] for line in lines]
+    assert "'Hello' (2 tokens, the first after" in lines[-1]
+
+
+async def test_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason is said as it is, brackets and all, in one line."""
+    reason = "no model '[/x]'; run: ollama pull [/x], then come back to this same terminal"
+    fine, lines = await checked(EngineUnavailable(reason), monkeypatch, LLM_MODEL="[/x]")
+    assert not fine
+    assert [f"✗ engine: {reason}"] == lines[1:]
+
+
+async def test_a_generation_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that opens and then fails is not fine."""
+    engine = ScriptedEngine(models=(), faults=[Fault(1, GenerationFailed("it broke"))], tokens_per_second=1e6)
+    fine, lines = await checked(engine, monkeypatch)
+    assert (False, "✗ generation: it broke") == (fine, lines[-1])
+
+
+async def test_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that says nothing in time is not fine, and what to do is said."""
+    monkeypatch.setattr(module, "TIMEOUT", 0.01)
+    fine, lines = await checked(ScriptedEngine(models=(), faults=[Fault()]), monkeypatch)
+    assert (False, "✗ generation: no answer within 0.01 seconds; try a smaller model") == (fine, lines[-1])
+
+
+async def test_no_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that ends without a word is not fine."""
+    fine, lines = await checked(ScriptedEngine(lambda _: [], models=()), monkeypatch)
+    assert (False, "✗ generation: the model said nothing; try another one") == (fine, lines[-1])
+
+
+@pytest.mark.embedded
+async def test_the_embedded_engine() -> None:
+    """With the embedded model the check passes for real."""
+    output = io.StringIO()
+    settings = Settings.load({"LLM_PROVIDER": "llama_cpp", "DEFAULT_CONTEXT_WINDOW": "512", "NUM_THREADS": "1"})
+    assert await self_check(settings, Console(file=output))
+    assert 5 == output.getvalue().count("✓")
