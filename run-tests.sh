@@ -2,7 +2,7 @@
 # Runs the tests: ./run-tests.sh [options of pytest]
 #
 # The first run makes .venv and installs requirements/dev.lock into it. Without options there are three
-# runs, counted apart: the pure core's tests, the others that need no engine, then those of real engines.
+# runs, counted apart: the tests that need no engine, the pure core's, then those of real engines.
 # With options, pytest is run once with them.
 #
 # The tests marked 'ollama' run where an Ollama is found: on the PATH, or built by
@@ -31,15 +31,17 @@ else
     unset FASTTALK_TEST_OLLAMA
 fi
 
-tests() { .venv/bin/python -m pytest "$@"; }
+# Without bytecode pytest would work every test file out anew in each of the runs.
+tests() { env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -m pytest "$@"; }
 
 status=0
 if [ $# -gt 0 ]; then
     # A later -m takes the place of this one.
     if [ -n "${FASTTALK_TEST_OLLAMA:-}" ]; then tests "$@"; else tests -m 'not ollama' "$@"; fi || status=$?
 else
-    tests --pure || status=$?
+    # This one compiles all tests: after it the pure ones take what they take, in a fresh clone, too.
     tests -m 'not pure and not embedded and not ollama' || status=$?
+    tests --pure || status=$?
     tests -m "$engines" || status=$?
 fi
 

@@ -153,7 +153,7 @@ class WebSocketClient(picows.WSListener):
         if self._transport is not None:
             self._transport.disconnect()
 
-    def on_ws_frame(self, transport: picows.WSTransport, frame: picows.WSFrame) -> None:
+    def on_ws_frame(self, _transport: picows.WSTransport, frame: picows.WSFrame) -> None:
         if frame.msg_type != picows.WSMsgType.TEXT:
             if frame.msg_type == picows.WSMsgType.CLOSE:
                 self._session.fail(f"the server closed with {frame.get_close_code()}: {frame.get_close_reason()}")
@@ -169,7 +169,7 @@ class WebSocketClient(picows.WSListener):
             case _:
                 self._session.fail(f"{event.type}: {bytes(event.error).decode()[:300]}")
 
-    def on_ws_disconnected(self, transport: picows.WSTransport) -> None:
+    def on_ws_disconnected(self, _transport: picows.WSTransport) -> None:
         self._session.fail("the connection was lost")
 
     def _send(self, message: dict[str, str]) -> None:
@@ -217,7 +217,7 @@ class SSEClient(asyncio.Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _exc: Exception | None) -> None:
         self._session.fail("the connection was lost")
 
     def data_received(self, data: bytes) -> None:

@@ -147,7 +147,7 @@ class EngineProtocol(asyncio.Protocol):
         except httptools.HttpParserError:
             self.transport.abort()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _exc: Exception | None) -> None:
         if self._stream is not None:
             self._stream.stop()
             self.state.cancelled += 1

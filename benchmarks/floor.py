@@ -63,7 +63,9 @@ class Upstream(asyncio.Protocol):
     def ask(self, text: str) -> None:
         """Send the request."""
         body = _encode({"model": "bench", "messages": [{"role": "user", "content": text}], "stream": True})
-        head = b"POST /api/chat HTTP/1.1\r\nHost: engine\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        head = (
+            b"POST /api/chat HTTP/1.1\r\nHost: engine\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        )
         assert self._transport is not None
         self._parser = httptools.HttpResponseParser(self)
         self._transport.write(head % len(body) + body)
@@ -99,7 +101,7 @@ class Client(picows.WSListener):
     def on_ws_connected(self, transport: picows.WSTransport) -> None:
         self._transport = transport
 
-    def on_ws_disconnected(self, transport: picows.WSTransport) -> None:
+    def on_ws_disconnected(self, _transport: picows.WSTransport) -> None:
         if self._upstream is not None:
             self._upstream.close()
 

@@ -1,6 +1,6 @@
 """A peer: the relay most people would write first, with FastAPI, uvicorn's defaults and httpx.
 
-    python -m benchmarks.naive --port PORT --engine-port PORT
+python -m benchmarks.naive --port PORT --engine-port PORT
 """
 
 import argparse

@@ -140,10 +140,8 @@ def _start(
 def _end(process: subprocess.Popen[str]) -> None:
     if process.poll() is None:
         process.terminate()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(3)
-        except subprocess.TimeoutExpired:
-            pass
     with contextlib.suppress(ProcessLookupError):
         # Whatever it started itself, too.
         os.killpg(process.pid, signal.SIGKILL)

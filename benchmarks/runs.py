@@ -4,7 +4,7 @@ import contextlib
 import http.client
 import time
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -43,8 +43,12 @@ class Load:
 
     @property
     def ramp(self) -> float:
-        """Seconds over which the sessions come in."""
-        return min(2.5, max(0.3, self.sessions / 400))
+        """Seconds over which the sessions come in: one answer long, so that later the turns do not end together."""
+        return min(2.5, self.words / self.rate) if self.sessions > 1 else 0.0
+
+    def of(self, sessions: int | None) -> "Load":
+        """Return the same with at most so many sessions."""
+        return replace(self, sessions=min(self.sessions, sessions)) if sessions else self
 
 
 # "saturated" offers more than any system here takes: what arrives is what it can do.
@@ -84,9 +88,7 @@ def running(system: System, engine_: tuple[Child, int], cores: Cores, folder: Pa
         yield Running(system, process, engine_port)
         return
     started = system.start(engine_port, folder)
-    with child(
-        system.name, started.command, folder=folder, cores=cores.tested, variables=started.variables
-    ) as process:
+    with child(system.name, started.command, folder=folder, cores=cores.tested, variables=started.variables) as process:
         process.wait_until(started.ready)
         yield Running(system, process, started.port)
 

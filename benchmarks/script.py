@@ -7,7 +7,6 @@ has to carry anything but the prompt.
 import re
 from dataclasses import dataclass
 
-
 # Every piece ends with the one space it holds, so that words can be counted in any frame, however many
 # pieces a system put into it. Some need escapes in JSON or several bytes in UTF-8.
 _WORDS = (
@@ -55,7 +54,6 @@ class Script:
 
 
 _STEP = 37
-
 
 
 def parse(prompt: str, default: Script) -> Script:

@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # No time that anything is expected to take: after these seconds a test is given up.
-PATIENCE = 40.0
+PATIENCE = float(os.environ.get("PAT","40"))
 
 
 def free_port() -> int:

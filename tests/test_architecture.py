@@ -31,6 +31,7 @@ LEVELS = {
     "engines.ndjson": 1,
     "engines.sse": 1,
     "engines.transport": 1,
+    "engines.refusals": 1,
     "engines.model_files": 1,
     "session_defaults": 2,
     "session": 2,

@@ -45,9 +45,9 @@ async def live(engine: ScriptedEngine) -> AsyncGenerator[Live, None]:
 
 def history(engine: ScriptedEngine) -> list[tuple[str, str]]:
     """Return what the engine was last asked, without the system prompt."""
-    system, *said = [(message.role, message.content) for message in engine.requests[-1].messages]
-    assert "system" == system[0]
-    return said
+    system, *said = engine.requests[-1].messages
+    assert "system" == system.role
+    return [(message.role, message.content) for message in said]
 
 
 async def idle(engine: ScriptedEngine) -> float:

@@ -537,13 +537,14 @@ class TestStart:
 @on_unix
 class TestRunTests:
     def test_without_ollama(self, clone: Clone) -> None:
-        """Two runs, Ollama's tests in neither; the last words say so."""
+        """Three runs, Ollama's tests in none; the last words say so."""
         clone.with_environment('echo "$*"')
 
         tested = clone.start("run-tests.sh")
 
         assert tested.stdout.splitlines() == [
-            "-m pytest -m not embedded and not ollama",
+            "-m pytest -m not pure and not embedded and not ollama",
+            "-m pytest --pure",
             "-m pytest -m embedded and not ollama",
         ]
         assert "marked 'ollama' were left out" in tested.stderr
@@ -558,7 +559,8 @@ class TestRunTests:
         tested = clone.start("run-tests.sh", FASTTALK_REQUIRE_OLLAMA="1")
 
         assert [
-            f"{ollama} -m pytest -m not embedded and not ollama",
+            f"{ollama} -m pytest -m not pure and not embedded and not ollama",
+            f"{ollama} -m pytest --pure",
             f"{ollama} -m pytest -m embedded or ollama",
         ] == tested.stdout.splitlines()
         assert tested.stderr == ""
@@ -577,12 +579,12 @@ class TestRunTests:
 
         assert clone.start("run-tests.sh", "-k", "a b").stdout == "-m pytest -m not ollama -k a b\n"
 
-    @pytest.mark.parametrize("failing", ["not embedded", "embedded and"])
-    def test_either_failure_counts(self, clone: Clone, failing: str) -> None:
-        """A failure of either run is the whole's, and the other one is run all the same."""
+    @pytest.mark.parametrize("failing", ["not pure", "embedded and"])
+    def test_any_failure_counts(self, clone: Clone, failing: str) -> None:
+        """A failure of any run is the whole's, and the others are run all the same."""
         clone.with_environment(f'echo "$*"\ncase "$*" in *"-m {failing}"*) exit 3 ;; esac')
 
         tested = clone.start("run-tests.sh")
 
         assert tested.returncode == 3
-        assert len(tested.stdout.splitlines()) == 2
+        assert len(tested.stdout.splitlines()) == 3

@@ -175,7 +175,7 @@ def test_nothing_breaks_a_console_line(capsys: pytest.CaptureFixture[str], key: 
     """Any text in any field: one line, and no character in it steers a terminal."""
     log.configure("DEBUG", "console")
     ours().info(event, **{f"k{key}": value, "exception": value, "stack": value}, nested={key: [value]})
-    logging.getLogger("uvicorn.error").info("%s", value)
+    logging.getLogger("uvicorn.error").warning("%s", value)
     written = capsys.readouterr().err
     assert [line[:2] for line in written.splitlines()] == ["20", "20"]
     assert not {c for c in written if not c.isprintable()} - {"\n"}

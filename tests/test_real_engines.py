@@ -92,7 +92,7 @@ class TestEmbedded:
 
 @pytest.fixture
 def ollama_engine(ollama_server: OllamaServer) -> OllamaEngine:
-    return OllamaEngine(ollama_server.url, context_window=EMBEDDED_WINDOW)
+    return OllamaEngine(ollama_server.url)
 
 
 @pytest.mark.ollama

@@ -94,7 +94,6 @@ async def _open_ollama(settings: Settings, device: Device, reason: str) -> Opene
         options=_ollama_options(settings, device),
         connect_timeout=settings.connect_timeout,
         read_timeout=settings.ollama_timeout,
-        context_window=settings.default_context_window,
     )
     model, url = settings.llm_model, _without_credentials(settings.ollama_base_url)
     async with _closed_on_failure(engine):
@@ -186,17 +185,17 @@ async def _loaded(
     """
     name = model or settings.llm_model
     try:
-        window = await engine.context_window(name)
-        await engine.load(name)
+        limit = await engine.context_window(name)
+        window = settings.default_context_window if limit is None else min(settings.default_context_window, limit)
+        await engine.load(name, window)
     except EngineError as error:
         raise EngineUnavailable(f"the model {name!r} could not be loaded: {error.message}") from None
-    wanted = settings.default_context_window
     return OpenedEngine(
         engine=engine,
         provider=engine.name,
         model=name,
         models=frozenset({name, *settings.allowed_models}),
-        context_window=wanted if window is None else min(wanted, window),
+        context_window=window,
         device=device,
         reason=reason,
     )

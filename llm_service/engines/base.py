@@ -26,8 +26,11 @@ class Engine(Protocol):
         """
         ...
 
-    async def load(self, model: str) -> None:
-        """Bring the model into memory, so that the first answer does not wait for it."""
+    async def load(self, model: str, context_window: int) -> None:
+        """Bring the model into memory as requests with this window will want it.
+
+        The first answer does not wait for it then.
+        """
         ...
 
     async def ping(self) -> None:

@@ -58,8 +58,8 @@ class InstrumentedEngine:
                 measured.running.dec()
                 measured.observe_duration[outcome](perf_counter() - started)
 
-    async def load(self, model: str) -> None:
-        await self._engine.load(model)
+    async def load(self, model: str, context_window: int) -> None:
+        await self._engine.load(model, context_window)
 
     async def ping(self) -> None:
         """Return if the engine answers, raise if not; the health gauge follows."""

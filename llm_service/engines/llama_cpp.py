@@ -119,7 +119,7 @@ class LlamaCppEngine:
         # Not through a generator of our own: that would be a second one to pass for every token.
         return self._api.generate(request) if request.model == self._model else self._unknown(request.model)
 
-    async def load(self, model: str) -> None:
+    async def load(self, model: str, context_window: int) -> None:  # noqa: ARG002
         """Return: the model has been in memory, warmed up, since `open`.
 
         Raises:
@@ -160,7 +160,7 @@ class LlamaCppEngine:
 
     async def _unknown(self, model: str) -> AsyncGenerator[GenerationEvent, None]:
         # Raises: it is called for other models only. The yield makes this a generator.
-        await self.load(model)
+        await self.load(model, self._window)
         yield Finish("error")
 
 

@@ -55,10 +55,10 @@ _encode = msgspec.json.Encoder().encode
 class OllamaEngine:
     """One Ollama server.
 
-    `keep_alive` is a number of seconds or a Go duration such as "5m"; `context_window`, in tokens, is what
-    `load` loads with. `options` go to Ollama as they are with every request (num_gpu, main_gpu, num_thread):
-    two requests that differ in them, or in their context window, make Ollama load the model again. Times are
-    in seconds; `read_timeout` also covers the time Ollama takes to load a model.
+    `keep_alive` is a number of seconds or a Go duration such as "5m". `options` go to Ollama as they are with
+    every request (num_gpu, main_gpu, num_thread): two requests that differ in them, or in their context window,
+    make Ollama load the model again. Times are in seconds; `read_timeout` also covers the time Ollama takes to
+    load a model.
     """
 
     def __init__(
@@ -68,13 +68,11 @@ class OllamaEngine:
         keep_alive: str = "5m",
         connect_timeout: float = 5.0,
         read_timeout: float = 600.0,
-        context_window: int = 8192,
         options: Mapping[str, int] | None = None,
     ) -> None:
         self._label = display_name("Ollama", base_url)
         # Ollama reads "-1" and "300" as Go durations and misses the unit; as numbers they are seconds.
         self._keep_alive = int(keep_alive) if keep_alive.lstrip("-").isdigit() else keep_alive
-        self._context_window = context_window
         self._options = dict(options or {})
         self._http = EngineClient(
             base_url,
@@ -125,9 +123,9 @@ class OllamaEngine:
                 return
         raise GenerationFailed(f"{self._label} broke off in the middle of its answer.")
 
-    async def load(self, model: str) -> None:
+    async def load(self, model: str, context_window: int) -> None:
         """Load the model as `generate` will ask for it; returns when it is in memory."""
-        options = {**self._options, "num_ctx": self._context_window}
+        options = {**self._options, "num_ctx": context_window}
         body = {"model": model, "messages": [], "stream": False, "keep_alive": self._keep_alive, "options": options}
         lines = NDJSONDecoder()
         async with aclosing(self._http.stream("/api/chat", _encode(body))) as chunks:

@@ -165,7 +165,7 @@ class OpenAIEngine:
                         reason = choice.finish_reason or reason
         yield self._finish(reason, usage)
 
-    async def load(self, model: str) -> None:
+    async def load(self, model: str, context_window: int) -> None:
         """Do nothing: such a server has its model in memory before it answers at all."""
 
     async def ping(self) -> None:

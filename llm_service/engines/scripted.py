@@ -113,7 +113,7 @@ class ScriptedEngine:
         """Make the next generation that has no fault yet fail after so many tokens."""
         self.faults.append(Fault(after, error))
 
-    async def load(self, model: str) -> None:
+    async def load(self, model: str, context_window: int) -> None:  # noqa: ARG002
         """Note the model's name."""
         self._check(model)
         _record(self.loads, model)

@@ -54,7 +54,7 @@ class FakeEngine:
             await asyncio.sleep(self.closing * SECOND)
             self.closed += 1
 
-    async def load(self, model: str) -> None:
+    async def load(self, model: str, context_window: int) -> None:
         self.loaded.append(model)
 
     async def ping(self) -> None:
@@ -244,7 +244,7 @@ async def test_ping_sets_the_health() -> None:
 async def test_the_rest_passes_through() -> None:
     """Name, load, models, context window and close are the engine's."""
     engine, _ = instrumented(fake := FakeEngine())
-    await engine.load("small")
+    await engine.load("small", 2048)
     assert (engine.name, fake.loaded) == ("fake", ["small"])
     assert (await engine.models(), await engine.context_window("small")) == (["small"], 4096)
     await engine.aclose()

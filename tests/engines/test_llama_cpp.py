@@ -132,7 +132,7 @@ class TestAnswers:
     async def test_what_it_tells(self, embedded_engine: LlamaCppEngine) -> None:
         """It answers, has one model under the file's name, and knows its window."""
         await embedded_engine.ping()
-        await embedded_engine.load(embedded_engine.model)
+        await embedded_engine.load(embedded_engine.model, 2048)
         assert ["SmolLM2-135M-Instruct.Q4_1"] == await embedded_engine.models()
         assert EMBEDDED_WINDOW == await embedded_engine.context_window(embedded_engine.model)
         assert await embedded_engine.context_window("other") is None
@@ -143,7 +143,7 @@ class TestAnswers:
         with pytest.raises(ModelNotFound):
             await collect(embedded_engine.generate(a_request(model="other")))
         with pytest.raises(ModelNotFound):
-            await embedded_engine.load("other")
+            await embedded_engine.load("other", 2048)
 
     async def test_a_prompt_over_the_window(self, embedded_engine: LlamaCppEngine) -> None:
         """It is an error and not a silent cut."""

@@ -1,13 +1,17 @@
 """Lines come out of bytes, however those are split."""
 
 import itertools
+import os
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_service.engines.ndjson import NDJSONDecoder
 from llm_service.errors import GenerationFailed
+
+# FASTTALK_FUZZ=1 looks longer.
+EXAMPLES = 500 if os.environ.get("FASTTALK_FUZZ") == "1" else 25
 
 LINES = st.lists(st.text(st.characters(exclude_characters="\n", codec="utf-8"), max_size=20).map(str.encode))
 
@@ -17,6 +21,7 @@ def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
     return [data[start:end] for start, end in itertools.pairwise(edges)]
 
 
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(LINES, st.lists(st.integers(min_value=0)), st.booleans())
 def test_however_the_bytes_are_split(lines: list[bytes], cuts: list[int], ended: bool) -> None:
     """The same lines come out, in order and whole, with or without a line end at the end."""

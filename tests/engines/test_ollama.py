@@ -45,7 +45,7 @@ DONE: dict[str, object] = {
 
 @pytest.fixture
 async def engine(fake: FakeServer) -> AsyncGenerator[OllamaEngine, None]:
-    engine = OllamaEngine(fake.url, keep_alive="5m", context_window=4096, options={"num_gpu": 0, "num_thread": 2})
+    engine = OllamaEngine(fake.url, keep_alive="5m", options={"num_gpu": 0, "num_thread": 2})
     yield engine
     await engine.aclose()
 
@@ -107,7 +107,7 @@ class TestRequests:
     async def test_load(self, fake: FakeServer, engine: OllamaEngine) -> None:
         """Loading is a chat without messages, in the window and with the options of later requests."""
         answering(fake, lines({"done": True, "done_reason": "load"}).rstrip())
-        await engine.load("small")
+        await engine.load("small", 4096)
         body = fake.exchanges[0].json()
         assert ([], "small") == (body["messages"], body["model"])
         assert {"num_ctx": 4096, "num_gpu": 0, "num_thread": 2} == body["options"]
@@ -175,7 +175,7 @@ class TestFailures:
         with pytest.raises(kind, match=words):
             await collect(engine.generate(a_request()))
         with pytest.raises(kind):
-            await engine.load("small")
+            await engine.load("small", 4096)
 
     @pytest.mark.parametrize(
         "data",
@@ -223,7 +223,7 @@ class TestFailures:
         engine = OllamaEngine(f"http://127.0.0.1:{unused_tcp_port}")
         calls = [
             collect(engine.generate(a_request())),
-            engine.load("small"),
+            engine.load("small", 4096),
             engine.ping(),
             engine.models(),
             engine.context_window("small"),
@@ -317,13 +317,13 @@ class TestManagement:
 class TestRealOllama:
     @pytest.fixture
     async def real(self, ollama_server: OllamaServer) -> AsyncGenerator[OllamaEngine, None]:
-        engine = OllamaEngine(ollama_server.url, context_window=2048, options={"num_gpu": 0})
+        engine = OllamaEngine(ollama_server.url, options={"num_gpu": 0})
         yield engine
         await engine.aclose()
 
     async def test_an_answer(self, real: OllamaEngine, ollama_server: OllamaServer) -> None:
         """Words stream and the tokens are counted."""
-        await real.load(ollama_server.model)
+        await real.load(ollama_server.model, 2048)
         request = a_request("Name three colours.", model=ollama_server.model, max_tokens=12)
         answer, _, finish = await collect(real.generate(request))
         assert answer.strip()
@@ -341,7 +341,7 @@ class TestRealOllama:
         self, real: OllamaEngine, ollama_server: OllamaServer
     ) -> None:
         """After load() the model has the window asked for, and the first request finds it as it needs it."""
-        await real.load(ollama_server.model)
+        await real.load(ollama_server.model, 2048)
         assert {f"{ollama_server.model}:latest": 2048} == await real.loaded()
         same = a_request("Say hello.", model=ollama_server.model, max_tokens=4, window=2048)
         other = a_request("Say hello.", model=ollama_server.model, max_tokens=4, window=1024)
@@ -364,7 +364,7 @@ class TestRealOllama:
         with pytest.raises(ModelNotFound, match="ollama pull nothing-like-that"):
             await collect(real.generate(a_request(model="nothing-like-that")))
         with pytest.raises(ModelNotFound):
-            await real.load("nothing-like-that")
+            await real.load("nothing-like-that", 4096)
         with pytest.raises(ModelNotFound):
             await real.context_window("nothing-like-that")
 

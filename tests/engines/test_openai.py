@@ -100,7 +100,7 @@ class TestRequests:
 
     async def test_load_asks_nothing(self, fake: FakeServer, engine: OpenAIEngine) -> None:
         """Such a server has loaded its model before it answers."""
-        await engine.load("small")
+        await engine.load("small", 2048)
         assert ([], "openai") == (fake.exchanges, engine.name)
 
 

@@ -103,7 +103,7 @@ async def test_closing() -> None:
 async def test_the_rest_of_the_interface() -> None:
     """Models, window, loads and being down are as told."""
     engine = ScriptedEngine(window=512, name="double", tokens_per_second=FAST)
-    await engine.load("scripted")
+    await engine.load("scripted", 2048)
     await engine.ping()
     assert (["scripted"], 512) == (await engine.models(), await engine.context_window("scripted"))
     assert (["scripted"], "double") == (engine.loads, engine.name)

@@ -1,13 +1,17 @@
 """Payloads come out of an event stream as WHATWG's standard says, however the bytes are split."""
 
 import itertools
+import os
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_service.engines.sse import SSEDecoder
 from llm_service.errors import GenerationFailed
+
+# FASTTALK_FUZZ=1 looks longer.
+EXAMPLES = 500 if os.environ.get("FASTTALK_FUZZ") == "1" else 25
 
 TEXT = st.text(st.characters(exclude_characters="\r\n", codec="utf-8"), max_size=10).map(str.encode)
 NOISE = st.sampled_from([b"", b": a comment", b"event: x", b"id", b"retry: 5", b"dat: no", b"Data: no"])
@@ -35,18 +39,21 @@ def decode(data: bytes, cuts: list[int]) -> list[bytes]:
     return [payload for start, end in itertools.pairwise(edges) for payload in decoder.feed(data[start:end])]
 
 
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(streams(), st.lists(st.integers(min_value=0)))
 def test_however_the_bytes_are_split(stream: tuple[bytes, list[bytes]], cuts: list[int]) -> None:
     """The same payloads come out, whole and in order."""
     assert stream[1] == decode(stream[0], cuts)
 
 
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(streams())
 def test_byte_by_byte(stream: tuple[bytes, list[bytes]]) -> None:
     """Nor does it matter when every byte comes alone."""
     assert stream[1] == decode(stream[0], list(range(len(stream[0]))))
 
 
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(st.binary(), st.lists(st.integers(min_value=0)))
 def test_any_bytes(data: bytes, cuts: list[int]) -> None:
     """Whatever the bytes are, splitting them changes nothing."""

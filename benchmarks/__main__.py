@@ -1,0 +1,61 @@
+"""`python -m benchmarks {run,guard,setup-peers}`."""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks import guard, peers, report, suite
+from benchmarks.processes import ROOT, BenchmarkFailed
+from benchmarks.systems import SYSTEMS, chosen
+
+
+def main() -> int:
+    """Run one command; returns the exit status."""
+    options = _parser().parse_args()
+    try:
+        status: int = options.run(options)
+    except (BenchmarkFailed, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except subprocess.SubprocessError as error:
+        print(f"error: a peer could not be installed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="measure everything; print a table, write JSON and plots")
+    run.add_argument("--quick", action="store_true", help="one short round without LiteLLM, under 90 seconds")
+    run.add_argument("--only", default="", help=f"of {', '.join(system.name for system in SYSTEMS)}; comma-separated")
+    run.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="where results are written")
+    run.set_defaults(run=_run)
+    check = commands.add_parser("guard", help="fail if CPU per word ÷ the floor's has grown by more than 25 %%")
+    check.add_argument("--write", action="store_true", help="write the value that later runs are compared with")
+    check.set_defaults(run=lambda options: guard.guard(write=options.write))
+    setup = commands.add_parser("setup-peers", help="install LiteLLM in an environment of its own")
+    setup.set_defaults(run=_setup)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    systems = chosen(options.only or ("service,floor,naive,engine" if options.quick else ""))
+    rows, idle = suite.run(systems, suite.QUICK if options.quick else suite.FULL)
+    print(report.table(rows, idle))
+    for path in report.write(options.out, rows, idle, sys.argv[1:]):
+        print(f"wrote {report.show(path)}", file=sys.stderr)
+    return 0 if rows else 1
+
+
+def _setup(_: argparse.Namespace) -> int:
+    peers.setup()
+    print(f"LiteLLM {peers.LITELLM} is installed")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""Fails when a word has become dearer: CPU per word ÷ the floor's, measured in pairs, against a committed value."""
+
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from benchmarks.figures import Sample, paired_ratio
+from benchmarks.measure import cores
+from benchmarks.processes import raise_file_limit
+from benchmarks.runs import LOADS, engine, measure, running
+from benchmarks.systems import chosen
+
+BASELINE = Path(__file__).with_name("baseline.json")
+TOLERANCE = 0.25
+_LOAD = LOADS["100"]
+_ROUNDS = 5
+_SECONDS = 2.0
+
+
+class Baseline(msgspec.Struct, frozen=True):
+    """The committed ratio, and the load it was measured under."""
+
+    over_floor: float
+    sessions: int
+    words_per_second: float
+
+
+def measured(rounds: int = _ROUNDS) -> float:
+    """Return the median ratio of alternating rounds."""
+    raise_file_limit()
+    where = cores()
+    samples: dict[str, list[Sample]] = {"service": [], "floor": []}
+    with tempfile.TemporaryDirectory(prefix="fasttalk-guard-") as name:
+        folder = Path(name)
+        tested, floor = chosen("service,floor")
+        with (
+            engine(where, folder) as process,
+            running(tested, process, where, folder) as one,
+            running(floor, process, where, folder) as other,
+        ):
+            for _ in range(rounds):
+                for target in (one, other):
+                    sample = measure(target, process, _LOAD, where, folder, _SECONDS)
+                    samples[target.system.name].append(sample)
+    ratio = paired_ratio(samples["service"], samples["floor"])
+    assert ratio is not None
+    return ratio
+
+
+def verdict(ratio: float, baseline: Baseline) -> tuple[bool, str]:
+    """Return whether the ratio is allowed, and the line that says so."""
+    limit = baseline.over_floor * (1 + TOLERANCE)
+    passed = ratio <= limit
+    word = "ok" if passed else "FAILED"
+    return passed, (
+        f"{word}: CPU per word is {ratio:.2f} × the floor; committed {baseline.over_floor:.2f}, allowed {limit:.2f}"
+    )
+
+
+def guard(*, write: bool) -> int:
+    """Measure and compare, or write the value that later runs are compared with; returns the exit status."""
+    ratio = measured()
+    if write:
+        text = msgspec.json.format(msgspec.json.encode(Baseline(round(ratio, 2), _LOAD.sessions, _LOAD.rate)))
+        BASELINE.write_bytes(text + b"\n")
+        print(f"written: CPU per word is {ratio:.2f} × the floor")
+        return 0
+    if not BASELINE.exists():
+        print(f"CPU per word is {ratio:.2f} × the floor; no value is committed: run it with --write")
+        return 1
+    passed, line = verdict(ratio, msgspec.json.decode(BASELINE.read_bytes(), type=Baseline))
+    print(line)
+    return 0 if passed else 1

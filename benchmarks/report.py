@@ -1,0 +1,113 @@
+"""What a run shows: one table, one JSON file, and plots where matplotlib is installed."""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from benchmarks.figures import Row, Sample
+from benchmarks.measure import machine
+from benchmarks.processes import ROOT
+
+_COLUMNS = (
+    "system", "sessions", "µs CPU/word", "× floor", "words/s", "busy", "TTFT + p50/p99 ms", "gap + p50/p99 ms",
+    "delay p50/p99 ms", "RSS MiB",
+)  # fmt: skip
+
+
+class Idle(msgspec.Struct, frozen=True):
+    """Memory of one idle session in KiB, by system, and the service's seconds from start to ready."""
+
+    idle_kib: dict[str, float]
+    ready_seconds: float | None
+
+
+def table(rows: Sequence[Row], idle: Idle) -> str:
+    """Return the table as Markdown, which reads well in a terminal, too."""
+    lines = [_COLUMNS, *[_cells(row) for row in rows]]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(_COLUMNS))]
+    text = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    ]
+    text.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    for system, kib in idle.idle_kib.items():
+        text.append(f"\nidle session, {system}: {kib:g} KiB")
+    if idle.ready_seconds is not None:
+        text.append(f"\nready after start: {idle.ready_seconds:g} s")
+    return "\n".join(text)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    sample = row.middle
+    if sample is None:
+        return (row.title, row.load, row.note or "-", *["-"] * (len(_COLUMNS) - 3))
+    values = sorted(each.cpu_us_per_word for each in row.samples)
+    spread = f" ({values[0]:.0f}-{values[-1]:.0f})" if len(values) > 1 else ""
+    return (
+        row.title,
+        row.load,
+        f"{sample.cpu_us_per_word:.1f}{spread}",
+        "-" if row.over_floor is None else f"{row.over_floor:.2f}",
+        f"{sample.words_per_second:,.0f}",
+        f"{sample.busy:.0%}",
+        f"{sample.first.p50:.2f} / {sample.first.p99:.2f}",
+        f"{sample.gap.p50:.2f} / {sample.gap.p99:.2f}",
+        f"{sample.delay.p50:.2f} / {sample.delay.p99:.2f}",
+        f"{sample.rss / 1024:.0f}",
+    )
+
+
+def write(folder: Path, rows: Sequence[Row], idle: Idle, arguments: Sequence[str]) -> list[Path]:
+    """Write results.json, table.md and the plots; return what was written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = "python -m benchmarks " + " ".join(arguments)
+    about = {"command": command, "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": machine()}
+    results = {**about, "python": sys.version.split()[0], "rows": rows, "idle": idle}
+    data = folder / "results.json"
+    data.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n")
+    page = folder / "table.md"
+    described = "\n".join(f"- {name}: {value}" for name, value in machine().items())
+    page.write_text(f"# One run\n\n`{command}`, {about['at']}\n\n{described}\n\n{table(rows, idle)}\n")
+    return [data, page, *_plots(folder, rows)]
+
+
+def _plots(folder: Path, rows: Sequence[Row]) -> list[Path]:
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        print("matplotlib is not installed: no plots", file=sys.stderr)
+        return []
+    mpl.use("svg")
+    # The same numbers give the same file.
+    mpl.rcParams["svg.hashsalt"] = "fasttalk"
+    cpu = _plot(folder / "cpu-per-word.svg", rows, "µs CPU per word", lambda sample: sample.cpu_us_per_word)
+    delay = _plot(folder / "delay.svg", rows, "ms from engine to client, p99", lambda sample: sample.delay.p99)
+    return [cpu, delay]
+
+
+def _plot(path: Path, rows: Sequence[Row], label: str, value: Callable[[Sample], float]) -> Path:
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.5))
+    for system in dict.fromkeys(row.system for row in rows):
+        points = [
+            (int(row.load), value(row.middle))
+            for row in rows
+            if row.system == system and row.load.isdigit() and row.middle is not None
+        ]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker="o", label=system)
+    axes.set(xlabel="sessions", ylabel=label, xscale="log", yscale="log")
+    axes.grid(visible=True, which="both", alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+    return path
+
+
+def show(path: Path) -> str:
+    """Return a path as a person would write it from the repository."""
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)

@@ -1,0 +1,110 @@
+"""The whole suite: every system under every load, in rounds, so that the machine's drift hits all alike."""
+
+import contextlib
+import sys
+import tempfile
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.figures import Row, Sample, paired_ratio
+from benchmarks.measure import Cores, cores
+from benchmarks.processes import BenchmarkFailed, Child, raise_file_limit
+from benchmarks.report import Idle
+from benchmarks.runs import LOADS, Running, engine, idle_kib, measure, running, start_seconds
+from benchmarks.systems import System
+
+IDLE_SESSIONS = 1000
+# LiteLLM's own limit is near: what it takes from more sessions is only longer waits.
+_FEWER = {"litellm": 20}
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is measured. `loads` are those of `runs.LOADS`, `seconds` the window of each measurement."""
+
+    rounds: int
+    seconds: float
+    starts: int
+    loads: tuple[str, ...] = tuple(LOADS)
+
+
+QUICK = Extent(rounds=1, seconds=1.5, starts=1, loads=("1", "100", "1000", "saturated"))
+FULL = Extent(rounds=3, seconds=3.0, starts=5)
+
+Samples = dict[tuple[str, str], list[Sample]]
+
+
+def run(systems: Sequence[System], extent: Extent) -> tuple[list[Row], Idle]:
+    """Measure everything; says on standard error how far it is."""
+    raise_file_limit()
+    where, notes = cores(), {system.name: system.missing() for system in systems}
+    installed = [system for system in systems if not notes[system.name]]
+    samples: Samples = {}
+    idle: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(prefix="fasttalk-bench-") as name:
+        folder = Path(name)
+        for number in range(extent.rounds):
+            with _all_running(installed, where, folder / str(number)) as (process, targets):
+                _round(targets, process, extent, where, folder, samples)
+                if number == 0:
+                    idle = _idle(targets, where, folder)
+        ready = None
+        if any(system.name == "service" for system in installed):
+            _say("start-up")
+            ready = start_seconds(where, folder, extent.starts)
+    rows = [_row(system, load, samples, notes[system.name]) for load in extent.loads for system in systems]
+    shown = [row for row in rows if row.samples or (row.note and row.load == extent.loads[0])]
+    return shown, Idle(idle, ready)
+
+
+@contextlib.contextmanager
+def _all_running(
+    systems: Sequence[System], where: Cores, folder: Path
+) -> Generator[tuple[tuple[Child, int], list[Running]], None, None]:
+    with contextlib.ExitStack() as stack:
+        process = stack.enter_context(engine(where, folder))
+        yield process, [stack.enter_context(running(system, process, where, folder)) for system in systems]
+
+
+def _round(
+    targets: Sequence[Running],
+    process: tuple[Child, int],
+    extent: Extent,
+    where: Cores,
+    folder: Path,
+    samples: Samples,
+) -> None:
+    for name in extent.loads:
+        for target in targets:
+            system = target.system
+            if name not in system.loads:
+                continue
+            load = LOADS[name].of(_FEWER.get(system.name))
+            try:
+                sample = measure(target, process, load, where, folder, extent.seconds)
+            except BenchmarkFailed as error:
+                # The others' figures are still worth having; the table shows the hole.
+                _say(f"{system.name}, {name}: FAILED: {error}")
+                continue
+            samples.setdefault((system.name, name), []).append(sample)
+            _say(f"{system.name}, {name}: {sample.cpu_us_per_word:.1f} µs, {sample.words_per_second:,.0f} words/s")
+
+
+def _idle(targets: Sequence[Running], where: Cores, folder: Path) -> dict[str, float]:
+    found = {}
+    for target in targets:
+        if target.system.name in {"service", "floor", "naive"}:
+            _say(f"{target.system.name}, idle")
+            found[target.system.name] = idle_kib(target, IDLE_SESSIONS, where, folder)
+    return found
+
+
+def _row(system: System, load: str, samples: Samples, note: str) -> Row:
+    own = samples.get((system.name, load), [])
+    ratio = paired_ratio(own, samples.get(("floor", load), []))
+    return Row(system.name, system.title, load, own, ratio, note)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
