@@ -32,7 +32,9 @@ else
 fi
 
 # Without bytecode pytest would work every test file out anew in each of the runs.
-tests() { env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -m pytest "$@"; }
+unset PYTHONDONTWRITEBYTECODE
+
+tests() { .venv/bin/python -m pytest "$@"; }
 
 status=0
 if [ $# -gt 0 ]; then

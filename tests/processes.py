@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # No time that anything is expected to take: after these seconds a test is given up.
-PATIENCE = float(os.environ.get("PAT","40"))
+PATIENCE = 40.0
 
 
 def free_port() -> int:
