@@ -54,6 +54,7 @@ class Settings(BaseSettings):
         pattern=r"^(-1|0|\d{1,9}|(\d{1,9}(\.\d+)?(ms|s|m|h))+)$",
         description="how long Ollama keeps the model loaded after a request; -1: always",
     )
+    ollama_pull: bool = Field(False, description="download LLM_MODEL at start if Ollama does not have it")
     ollama_timeout: Seconds = Field(600.0, description="seconds Ollama may be silent before a response fails")
     openai_base_url: HttpUrl = Field(
         "http://localhost:8080/v1",

@@ -173,7 +173,7 @@ async def test_a_silent_service(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_what_the_service_refuses() -> None:
     """A configuration that is refused leaves the old one, and a message that is refused is an error event."""
     engine = ScriptedEngine(lambda _: ["yes"], models=())
-    async with live_service(engine, {"SYSTEM_PROMPT": "Default."}) as live:
+    async with live_service(engine, {"SYSTEM_PROMPT": "Default.", "MAX_MESSAGE_BYTES": "100000"}) as live:
         client = ChatClient(live.ws_url)
         await client.open()
         with pytest.raises(ChatError, match=r"config\.system_prompt"):

@@ -50,7 +50,7 @@ def shown(run: Run, *options: str) -> dict[str, object]:
 
 
 def python(*arguments: str, folder: Path, **popen: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    process: subprocess.Popen[str] = subprocess.Popen(
         [sys.executable, str(ROOT / "main.py"), *arguments],
         cwd=folder,
         env=bare_environment(LLM_PROVIDER="scripted"),
@@ -58,6 +58,7 @@ def python(*arguments: str, folder: Path, **popen: object) -> subprocess.Popen[s
         stderr=subprocess.PIPE,
         **popen,  # type: ignore[call-overload]
     )
+    return process
 
 
 class TestConfig:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import multiprocessing.connection
 import os
 import shutil
 import signal
@@ -274,7 +275,7 @@ def supervise(context: FakeContext, tmp_path: Path, workers: int = 1, **environm
 def instantly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let time pass when somebody waits for it."""
     now = [1000.0]
-    wait = running.multiprocessing.connection.wait
+    wait = multiprocessing.connection.wait
 
     def waiting(things: Any, timeout: float | None = None) -> Any:
         found = wait(things, 0 if timeout is not None else PATIENCE)
@@ -282,7 +283,7 @@ def instantly(monkeypatch: pytest.MonkeyPatch) -> None:
             now[0] += (timeout or 0) + 0.001
         return found
 
-    monkeypatch.setattr(running.multiprocessing.connection, "wait", waiting)
+    monkeypatch.setattr(multiprocessing.connection, "wait", waiting)
     monkeypatch.setattr(running, "monotonic", lambda: now[0])
 
 

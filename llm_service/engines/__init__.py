@@ -8,6 +8,8 @@ import contextlib
 import re
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -15,6 +17,12 @@ from llm_service.config import Settings
 from llm_service.devices import Device, detect, llama_cpp_options, ollama_options, threads
 from llm_service.engines.base import Engine
 from llm_service.errors import ConfigurationError, EngineError, EngineUnavailable, EngineUnreachable
+
+if TYPE_CHECKING:
+    from llm_service.engines.ollama import OllamaEngine
+
+# How often the log tells of a download that runs.
+PULL_LOG_SECONDS = 5.0
 
 _log = structlog.get_logger(__name__)
 
@@ -104,8 +112,27 @@ async def _open_ollama(settings: Settings, device: Device, reason: str) -> Opene
         except EngineError as error:
             raise EngineUnavailable(f"the Ollama at {url} does not list its models: {error.message}") from None
         if not _has(models, model):
-            raise EngineUnavailable(f"the Ollama at {url} has no model {model!r}; run: ollama pull {model}")
+            if not settings.ollama_pull:
+                raise EngineUnavailable(f"the Ollama at {url} has no model {model!r}; run: ollama pull {model}")
+            await _pull(engine, model)
         return await _loaded(engine, settings, device, reason)
+
+
+async def _pull(engine: "OllamaEngine", model: str) -> None:
+    """Have Ollama download the model, with a log line now and then.
+
+    Raises:
+        EngineUnavailable: it could not be downloaded.
+    """
+    said_at = 0.0
+    try:
+        async for progress in engine.pull(model):
+            if monotonic() - said_at > PULL_LOG_SECONDS:
+                said_at = monotonic()
+                percent = round(100 * (progress.completed or 0) / progress.total) if progress.total else None
+                _log.info("pulling_model", model=model, status=progress.status, percent=percent)
+    except EngineError as error:
+        raise EngineUnavailable(f"the model {model!r} could not be pulled: {error.message}") from None
 
 
 async def _open_openai(settings: Settings, device: Device) -> OpenedEngine:
