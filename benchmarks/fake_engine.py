@@ -47,7 +47,7 @@ class State:
     def __init__(self, default: Script = _DEFAULT) -> None:
         self.default = default
         self.log: Log = {}
-        self.cancelled = 0
+        self.open: set[asyncio.Transport] = set()
 
 
 class Stream:
@@ -140,6 +140,7 @@ class EngineProtocol(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.transport = transport
+        self.state.open.add(transport)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -148,9 +149,9 @@ class EngineProtocol(asyncio.Protocol):
             self.transport.abort()
 
     def connection_lost(self, _exc: Exception | None) -> None:
+        self.state.open.discard(self.transport)
         if self._stream is not None:
             self._stream.stop()
-            self.state.cancelled += 1
 
     def pause_writing(self) -> None:
         if self._stream is not None:

@@ -18,10 +18,14 @@ from dotenv import dotenv_values
 
 from llm_service import __version__
 from llm_service.config import Settings, shown
+from llm_service.env_example import FOREIGN
 from llm_service.errors import ConfigurationError, FastTalkError
 
 PACKAGE = Path(__file__).parent
 MULTIPROCESS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+
+# In .env they would reach nobody.
+READ_BY_LIBRARIES = ("CUDA_VISIBLE_DEVICES", *FOREIGN)
 
 # Options that stand for a variable; the option wins.
 OPTIONS = {
@@ -73,6 +77,9 @@ def environment(options: argparse.Namespace) -> dict[str, str]:
         raise ConfigurationError(f"{Path('.env').absolute()} cannot be read, or is no text in UTF-8") from None
     given = {variable: str(value) for name, variable in OPTIONS.items() if (value := getattr(options, name, None))}
     layers = (file, os.environ, given)
+    for name in READ_BY_LIBRARIES:
+        if value := file.get(name):
+            os.environ.setdefault(name, value)
     # In capitals, as settings are found whatever their case: of `llm_port` and LLM_PORT the upper layer's wins.
     return {name.upper(): value for layer in layers for name, value in layer.items() if value is not None}
 

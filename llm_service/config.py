@@ -30,6 +30,10 @@ CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 CommaSeparatedSecrets = Annotated[tuple[SecretStr, ...], NoDecode]
 
 
+# To CUDA, none visible and all visible are two things.
+TOLD_BY_BEING_EMPTY = frozenset({"cuda_visible_devices"})
+
+
 class Settings(BaseSettings):
     """The whole configuration, read once and never changed.
 
@@ -201,7 +205,8 @@ class _MappingSource(EnvSettingsSource):
         super().__init__(settings_cls)
 
     def _load_env_vars(self) -> Mapping[str, str | None]:
-        return {name.lower(): value for name, value in self._environment.items() if value.strip() != ""}
+        given = {name.lower(): value for name, value in self._environment.items()}
+        return {name: value for name, value in given.items() if value.strip() or name in TOLD_BY_BEING_EMPTY}
 
 
 def variables() -> dict[str, FieldInfo]:

@@ -18,7 +18,7 @@ HEADINGS = {
 }
 # Of these the presence alone says something, whatever the value.
 UNSET = {
-    "LLM_MODEL": "given, even as here, it is this model or none; left out, a fresh machine takes one it has",
+    "LLM_MODEL": "given, llama_cpp takes it for the .gguf file to use; left out, it takes the model it comes with",
     "CUDA_VISIBLE_DEVICES": "given and empty, CUDA hides every GPU",
 }
 # Read by libraries and never by this service.

@@ -58,6 +58,10 @@ class DeadlineH11Protocol(H11Protocol):
         self._upgraded = True
         super().handle_websocket_upgrade(event)
 
+    def _unsupported_upgrade_warning(self) -> None:
+        # A client's mistake, and no reason to install anything.
+        _logger.info("An upgrade was asked for that is not offered here.")
+
     def _await(self, state: object) -> None:
         if state is self._awaited:
             return
@@ -88,6 +92,14 @@ class AbortableWebSocketProtocol(WebSocketsSansIOProtocol):
     async def run_asgi(self) -> None:
         extensions: dict[str, Any] = self.scope["extensions"]
         extensions[ABORT_EXTENSION] = self.transport.abort
+        app = self.app
+
+        async def finishing(*call: Any) -> None:
+            await app(*call)
+            # uvicorn takes a handshake that was answered by HTTP for one that was not answered.
+            self.handshake_complete = self.handshake_complete or self.initial_response is not None
+
+        self.app = finishing
         await super().run_asgi()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -89,8 +89,10 @@ def test_names_have_no_case() -> None:
 
 @pytest.mark.parametrize("empty", ["", " ", "\t\n"])
 def test_empty_is_not_given(empty: str) -> None:
-    """An empty variable is one that was not given."""
-    assert Settings.load({}) == Settings.load(dict.fromkeys(variables(), empty))
+    """An empty variable is one that was not given; but CUDA hides every GPU for an empty CUDA_VISIBLE_DEVICES."""
+    others = variables().keys() - {"CUDA_VISIBLE_DEVICES"}
+    assert Settings.load({}) == Settings.load(dict.fromkeys(others, empty))
+    assert empty == Settings.load({"CUDA_VISIBLE_DEVICES": empty}).cuda_visible_devices
     assert not Settings.load({"LLM_MODEL": empty}).llm_model_given
 
 
@@ -255,6 +257,7 @@ def test_env_example_uncommented_gives_the_defaults() -> None:
     """The defaults that are commented out are the defaults."""
     text = re.sub(r"^#(?=[A-Z_]+=)", "", env_example.env_example(), flags=re.MULTILINE)
     values = {name: value or "" for name, value in dotenv_values(stream=io.StringIO(text)).items()}
+    assert "" == values.pop("CUDA_VISIBLE_DEVICES")  # its presence alone says something
 
     assert Settings.load({}) == Settings.load(values)
 

@@ -84,9 +84,6 @@ async def _open_auto(settings: Settings, device: Device) -> OpenedEngine:
         return await _open_ollama(settings, device, "it has the model")
     except EngineUnavailable as unavailable:
         why = unavailable.message
-        if settings.llm_model_given:
-            # Whoever names a model is not answered by another one.
-            raise
     try:
         return await _open_embedded(settings, device, why)
     except EngineUnavailable as error:

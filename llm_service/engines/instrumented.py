@@ -5,7 +5,6 @@ from collections.abc import AsyncGenerator
 from time import perf_counter
 
 from llm_service.engines.base import Engine
-from llm_service.errors import EngineError
 from llm_service.generation import Delta, GenerationEvent, GenerationRequest, Usage
 from llm_service.metrics import Metrics, Outcome, ResponseMetrics
 
@@ -65,7 +64,7 @@ class InstrumentedEngine:
         """Return if the engine answers, raise if not; the health gauge follows."""
         try:
             await self._engine.ping()
-        except EngineError:
+        except BaseException:  # a deadline's cancel says the same as an error
             self._metrics.set_engine_healthy(self._engine.name, False)
             raise
         self._metrics.set_engine_healthy(self._engine.name, True)

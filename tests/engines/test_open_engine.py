@@ -127,13 +127,12 @@ class TestAuto:
         assert 1 == len(embedded)
 
     async def test_a_model_by_name(self, fake: FakeServer, embedded: list[tuple[Path, dict[str, Any]]]) -> None:
-        """Whoever names a model is answered by no other: then Ollama has it, or nothing starts."""
+        """A model that Ollama does not have is not had by asking for it: the embedded engine answers, and says why."""
         ollama(fake, "other")
-        assert f"the Ollama at {fake.url} has no model 'x'; run: ollama pull x" == await refused(
-            OLLAMA_BASE_URL=fake.url, LLM_MODEL="x"
-        )
-        assert "no Ollama answers" in await refused(OLLAMA_BASE_URL=f"http://127.0.0.1:{free_port()}", LLM_MODEL="x")
-        assert [] == embedded
+        async with opening(OLLAMA_BASE_URL=fake.url, LLM_MODEL="x") as opened:
+            assert ("llama_cpp", BUNDLED) == (opened.provider, opened.model)
+            assert f"the Ollama at {fake.url} has no model 'x'; run: ollama pull x" == opened.reason
+        assert 1 == len(embedded)
 
     async def test_a_gguf_file(
         self, fake: FakeServer, embedded: list[tuple[Path, dict[str, Any]]], tmp_path: Path
@@ -287,3 +286,40 @@ async def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> No
     settings = Settings.load({"LLM_PROVIDER": "scripted", "COMPUTE_DEVICE": "cuda", "CUDA_VISIBLE_DEVICES": "-1"})
     with pytest.raises(DeviceUnavailable, match="COMPUTE_DEVICE=cuda was asked for, but only cpu:0"):
         await open_engine(settings)
+
+
+class TestPull:
+    async def test_a_missing_model_is_pulled(self, fake: FakeServer) -> None:
+        """Under OLLAMA_PULL a model that Ollama does not have is downloaded, then loaded."""
+        ollama(fake, "other")
+        having = fake.answer
+
+        async def answer(exchange: Exchange) -> None:
+            if exchange.path == "/api/pull":
+                await exchange.answer(b'{"status":"pulling","completed":1,"total":2}\n{"status":"success"}\n')
+            else:
+                await having(exchange)
+
+        fake.answer = answer
+        async with opening(
+            LLM_PROVIDER="ollama", OLLAMA_BASE_URL=fake.url, LLM_MODEL="x", OLLAMA_PULL="true"
+        ) as opened:
+            assert ("ollama", "x") == (opened.provider, opened.model)
+        paths = [exchange.path for exchange in fake.exchanges]
+        assert paths.index("/api/tags") < paths.index("/api/pull") < paths.index("/api/chat")
+
+    async def test_a_pull_that_fails(self, fake: FakeServer) -> None:
+        """A name that no registry knows ends the start with Ollama's own words."""
+        ollama(fake)
+        having = fake.answer
+
+        async def answer(exchange: Exchange) -> None:
+            if exchange.path == "/api/pull":
+                await exchange.answer(b'{"error":"pull model manifest: file does not exist"}\n')
+            else:
+                await having(exchange)
+
+        fake.answer = answer
+        assert "file does not exist" in await refused(
+            LLM_PROVIDER="ollama", OLLAMA_BASE_URL=fake.url, LLM_MODEL="x", OLLAMA_PULL="true"
+        )
