@@ -176,7 +176,7 @@ class TestCalls:
         monkeypatch.setattr(cli, "_config", interrupted)
         assert (130, "", "") == run("config")
 
-    def test_interrupted(self) -> None:
+    def test_interrupted_by_a_signal(self) -> None:
         """Ctrl-C in the middle of a command leaves no traceback."""
         code = "import time, llm_service.cli as c; c._config = lambda o: (print('on', flush=True), time.sleep(60))"
         with subprocess.Popen(
