@@ -1,6 +1,7 @@
 """`python -m benchmarks {run,guard,setup-peers}`."""
 
 import argparse
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,9 @@ from benchmarks.systems import SYSTEMS, chosen
 def main() -> int:
     """Run one command; returns the exit status."""
     options = _parser().parse_args()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # Unwinds, so that no child is left behind.
+        signal.signal(number, lambda received, _: sys.exit(128 + received))
     try:
         status: int = options.run(options)
     except (BenchmarkFailed, ValueError) as error:

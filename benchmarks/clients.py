@@ -43,6 +43,7 @@ class Plan(msgspec.Struct, frozen=True):
     idle: bool = False
     turns: int = 0
     first_seed: int = 1
+    key: str = "none"
 
 
 class Session:
@@ -166,6 +167,10 @@ class WebSocketClient(picows.WSListener):
                 self._session.end()
             case "session_started":
                 self._session.begin()
+            case "session_configured":
+                # A service that is so busy that start_session waits for longer than GREETING_DELAY_MS greets
+                # first, and says this in answer to it.
+                pass
             case _:
                 self._session.fail(f"{event.type}: {bytes(event.error).decode()[:300]}")
 
@@ -249,7 +254,7 @@ class SSEClient(asyncio.Protocol):
         body = _encode({"model": "bench", "messages": [{"role": "user", "content": prompt}], "stream": True})
         head = (
             f"POST {self._plan.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-            f"Authorization: Bearer bench\r\nContent-Length: {len(body)}\r\n\r\n"
+            f"Authorization: Bearer {self._plan.key}\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         self._parser = httptools.HttpResponseParser(self)
         self._rest = b""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 from benchmarks.processes import ROOT, Started, free_port, listens
 
 LITELLM = "1.106.2"
+# It does not start without a good key. One for each run: who else is on this machine can't use the proxy.
+KEY = f"sk-{secrets.token_hex(32)}"
 _FOLDER = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fasttalk" / "bench-litellm"
 _LOCK = ROOT / "requirements" / "bench-litellm.lock"
 _SECONDS = 600
@@ -58,5 +61,10 @@ def start_litellm(engine_port: int, folder: Path) -> Started:
     (folder / "litellm.yaml").write_text(json.dumps(config))
     command = [str(_FOLDER / "bin" / "litellm"), "--config", str(folder / "litellm.yaml")]
     command += ["--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
-    variables = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "PYTHONPATH": ""}
+    variables = {
+        "LITELLM_MASTER_KEY": KEY,
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "LITELLM_LOG": "ERROR",
+        "PYTHONPATH": "",
+    }
     return Started(command, port, lambda: listens(port), variables)

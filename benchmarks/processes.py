@@ -3,6 +3,7 @@
 import contextlib
 import os
 import resource
+import select
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ from typing import IO
 
 ROOT = Path(__file__).parent.parent
 # Seconds until a child that should be there, or gone, is given up.
-PATIENCE = 60.0
+PATIENCE = 30.0
 
 
 class BenchmarkFailed(Exception):
@@ -55,10 +56,11 @@ def environment(**variables: str) -> dict[str, str]:
 class Child:
     """A running child; what it says on standard output is read line by line."""
 
-    def __init__(self, process: subprocess.Popen[str], name: str, log: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], name: str, log: Path) -> None:
         self.process = process
         self.name = name
         self._log = log
+        self._said = b""
 
     @property
     def pid(self) -> int:
@@ -67,16 +69,24 @@ class Child:
     def line(self) -> str:
         """Wait for the next line it prints."""
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            self.fail("ended")
-        return line.strip()
+        end = time.monotonic() + PATIENCE
+        # Read by hand: what a buffered reader has already taken, select knows nothing of.
+        while b"\n" not in self._said:
+            ready, _, _ = select.select([self.process.stdout], [], [], max(0.0, end - time.monotonic()))
+            if not ready:
+                self.fail(f"said nothing for {PATIENCE:g} seconds")
+            data = os.read(self.process.stdout.fileno(), 4096)
+            if not data:
+                self.fail("ended")
+            self._said += data
+        line, _, self._said = self._said.partition(b"\n")
+        return line.decode()
 
     def tell(self, line: str) -> None:
         """Write a line to it."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(line + "\n")
+            self.process.stdin.write(line.encode() + b"\n")
             self.process.stdin.flush()
 
     def wait_until(self, condition: Callable[[], bool], *, every: float = 0.02) -> None:
@@ -123,7 +133,7 @@ def child(
 
 def _start(
     arguments: Sequence[str], folder: Path, variables: Mapping[str, str], log: IO[bytes]
-) -> subprocess.Popen[str]:
+) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         arguments,
         cwd=folder,
@@ -131,13 +141,12 @@ def _start(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,
-        text=True,
         # Of its own group: Ctrl-C reaches us alone, and we end the children in order.
         start_new_session=True,
     )
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _end(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -10,6 +10,7 @@ from statistics import median
 
 import msgspec
 
+from benchmarks import peers
 from benchmarks.clients import Plan
 from benchmarks.figures import (
     EngineLog,
@@ -40,18 +41,21 @@ class Load:
     sessions: int
     rate: float
     words: int = 100
+    ttft: float = 0.05
+    longest_ramp: float = 2.5
 
     @property
     def ramp(self) -> float:
         """Seconds over which the sessions come in: one answer long, so that later the turns do not end together."""
-        return min(2.5, self.words / self.rate) if self.sessions > 1 else 0.0
+        return min(self.longest_ramp, self.words / self.rate) if self.sessions > 1 else 0.0
 
     def of(self, sessions: int | None) -> "Load":
         """Return the same with at most so many sessions."""
         return replace(self, sessions=min(self.sessions, sessions)) if sessions else self
 
 
-# "saturated" offers more than any system here takes: what arrives is what it can do.
+# "saturated" offers more than most systems here take: what arrives is what they can do. All its sessions are
+# in before the first word comes, since a saturated peer accepts nobody.
 LOADS = {
     load.name: load
     for load in (
@@ -59,7 +63,7 @@ LOADS = {
         Load("10", 10, 50),
         Load("100", 100, 50),
         Load("1000", 1000, 20),
-        Load("saturated", 100, 1000, words=20_000),
+        Load("saturated", 100, 1000, words=20_000, ttft=1.0, longest_ramp=0.4),
     )
 }
 
@@ -103,7 +107,7 @@ def measure(
     """
     _log(engine_[1])
     plan = Plan(target.system.kind, target.port, target.system.path, load.sessions, load.words, load.rate)
-    plan = msgspec.structs.replace(plan, ramp=load.ramp)
+    plan = msgspec.structs.replace(plan, key=peers.KEY, ttft=load.ttft, ramp=load.ramp)
     with _load(plan, cores, folder) as (loader, out):
         time.sleep(_SETTLE)
         pids = (target.process.pid, engine_[0].pid, loader.pid)
@@ -114,8 +118,7 @@ def measure(
         record = _stop(loader, out)
     if record.errors:
         raise BenchmarkFailed(f"{target.system.name} under {load.name}: {'; '.join(record.errors[:5])}")
-    log = _log(engine_[1])
-    words = words_between(record.turns, begin, end)
+    log, words = _log(engine_[1]), words_between(record.turns, begin, end)
     if not words:
         raise BenchmarkFailed(f"{target.system.name} under {load.name}: no word arrived")
     busy = [(late - early) / (end - begin) for early, late in zip(before, after, strict=True)]

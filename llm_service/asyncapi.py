@@ -11,7 +11,16 @@ from pydantic import BaseModel
 
 from llm_service import __version__
 from llm_service.close_codes import CloseCode
-from llm_service.errors import Category, ConfigurationError, FastTalkError, Severity
+from llm_service.errors import (
+    CapacityError,
+    Category,
+    ClientError,
+    ConfigurationError,
+    EngineError,
+    FastTalkError,
+    InternalError,
+    Severity,
+)
 from llm_service.events import CLIENT_EVENTS, SERVER_EVENTS
 
 Json = dict[str, Any]
@@ -174,9 +183,9 @@ def _description() -> str:
 
 
 def _errors() -> list[type[FastTalkError]]:
-    """Return the leaves of the tree of errors, by code; only they are ever raised."""
+    """Return the leaves of the tree of errors, by code; those of the start no client ever sees."""
     found: list[type[FastTalkError]] = []
-    inner = [FastTalkError]
+    inner: list[type[FastTalkError]] = [ClientError, CapacityError, EngineError, InternalError]
     while inner:
         error = inner.pop()
         below = [each for each in error.__subclasses__() if each.__module__ == FastTalkError.__module__]

@@ -171,5 +171,5 @@ def _refusal(error: InvalidStatus) -> str:
         message = json.loads(error.response.body or b"")["error"]["message"]
     except (ValueError, KeyError, TypeError):
         message = "is this its /ws/llm?"
-    advice = "; put the key into API_KEYS" if error.response.status_code == 401 else ""
+    advice = "; give one with --api-key" if error.response.status_code == 401 else ""
     return f"the service refused the connection with HTTP {error.response.status_code}: {message}{advice}"

@@ -6,6 +6,7 @@ The one place that reads the process's environment and arguments.
 import argparse
 import asyncio
 import contextlib
+import difflib
 import io
 import json
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 from dotenv import dotenv_values
 
 from llm_service import __version__
-from llm_service.config import Settings, shown
+from llm_service.config import Settings, aliases, shown, variables
 from llm_service.env_example import FOREIGN
 from llm_service.errors import ConfigurationError, FastTalkError
 
@@ -77,11 +78,20 @@ def environment(options: argparse.Namespace) -> dict[str, str]:
         raise ConfigurationError(f"{Path('.env').absolute()} cannot be read, or is no text in UTF-8") from None
     given = {variable: str(value) for name, variable in OPTIONS.items() if (value := getattr(options, name, None))}
     layers = (file, os.environ, given)
+    for name in file:
+        _warn_of_typo(name)
     for name in READ_BY_LIBRARIES:
         if value := file.get(name):
             os.environ.setdefault(name, value)
     # In capitals, as settings are found whatever their case: of `llm_port` and LLM_PORT the upper layer's wins.
     return {name.upper(): value for layer in layers for name, value in layer.items() if value is not None}
+
+
+def _warn_of_typo(name: str) -> None:
+    """Say it of a name in .env that is nearly one of ours; others are other programs' business."""
+    known = [alias for variable in variables() for alias in aliases(variable)]
+    if name.upper() not in known and (near := difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.8)):
+        print(f"warning: .env: {name} is no setting; did you mean {near[0]}?", file=sys.stderr)  # noqa: T201
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -105,6 +115,9 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--url", help="its WebSocket (default: ws://localhost:LLM_PORT/ws/llm)")
     chat.add_argument("--once", metavar="TEXT", help="ask this, print the answer and leave")
     chat.add_argument("--system", metavar="TEXT", help="system prompt of the session")
+    chat.add_argument(
+        "--api-key", metavar="KEY", help="where the service asks for one (default: the first of API_KEYS)"
+    )
     chat.set_defaults(run=_chat)
 
     test = commands.add_parser("test", parents=[settings], help="check engine, model and one real generation")
@@ -178,7 +191,7 @@ def _chat(options: argparse.Namespace) -> int:
     keys = [key.get_secret_value() for key in settings.api_keys]
     client = ChatClient(
         options.url or f"ws://{_own_host(settings.llm_host)}:{settings.llm_port}/ws/llm",
-        api_key=keys[0] if keys else "",
+        api_key=options.api_key or (keys[0] if keys else ""),
         system_prompt=options.system,
     )
     if options.once is not None:

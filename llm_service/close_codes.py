@@ -16,6 +16,8 @@ class CloseCode(IntEnum):
         return member
 
     EXPIRED = 1000, "the session expired: `session_ended` came before"
+    INVALID_UTF8 = 1007, "text that is not UTF-8"
+    TOO_LONG = 1009, "a message of more than 64 KiB"
     SHUTDOWN = 3001, "the service shuts down; connect again"
     SLOW_CLIENT = 3008, "the client was too slow to read; connect again"
     NO_PONG = 3012, "a ping was not answered; connect again"

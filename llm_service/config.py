@@ -5,9 +5,9 @@ The variable of a field is its name in capitals: `llm_port` is LLM_PORT. No othe
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
@@ -90,7 +90,7 @@ class Settings(BaseSettings):
 
     # Defaults of a session
     system_prompt: str = Field(
-        "You are a helpful assistant.", max_length=65_536, description="used by sessions that bring none"
+        "You are a helpful assistant.", max_length=32_768, description="used by sessions that bring none"
     )
     default_temperature: float = Field(
         0.7, ge=0, le=2, allow_inf_nan=False, description="0: always the likeliest token"
@@ -155,6 +155,12 @@ class Settings(BaseSettings):
                 raise ValueError("each origin must be * or scheme://host[:port] without a path")
         return tuple(origin.lower() for origin in value)
 
+    @model_validator(mode="after")
+    def _check_ports(self) -> Self:
+        if self.llm_port == self.llm_monitoring_port:
+            raise ValueError(f"LLM_PORT and LLM_MONITORING_PORT are both {self.llm_port}; they must differ")
+        return self
+
     @field_validator("log_level", mode="before")
     @classmethod
     def _upper(cls, value: object) -> object:
@@ -196,6 +202,11 @@ class Settings(BaseSettings):
         """Whether somebody asked for this model by name."""
         return "llm_model" in self.model_fields_set
 
+    @property
+    def default_temperature_given(self) -> bool:
+        """Whether somebody chose the temperature."""
+        return "default_temperature" in self.model_fields_set
+
 
 class _MappingSource(EnvSettingsSource):
     """pydantic-settings' reader of environments, over a mapping in the place of the process's own."""
@@ -227,6 +238,8 @@ def shown(settings: Settings) -> dict[str, Any]:
 
 
 def _explain(details: ErrorDetails, environment: Mapping[str, str]) -> str:
+    if not details["loc"]:
+        return str(details["ctx"]["error"])  # of several settings together: it names them itself
     # pydantic names a setting by the first of its aliases, whichever was given.
     names = aliases(str(details["loc"][0]).upper())
     given = {name.upper(): value for name, value in environment.items() if value.strip()}

@@ -25,6 +25,7 @@ from llm_service.errors import (
     FastTalkError,
     InternalError,
     NoFirstMessage,
+    ShuttingDown,
     TooManyInvalidMessages,
     Unauthorized,
     UnsupportedFrame,
@@ -151,6 +152,11 @@ class Connection:
         elif self._draining and self._session.running is None:
             self._outbox.close(CloseCode.SHUTDOWN, "shutting down")
 
+    def shut_down(self) -> None:
+        """End what still runs when the drain is over, and say so: connect again, elsewhere."""
+        self._carry_out(self._session.abort(ShuttingDown("the service stops; send the message again, elsewhere")))
+        self._outbox.close(CloseCode.SHUTDOWN, "shutting down")
+
     def drain(self) -> None:
         """Let the running response finish, then close with 3001: connect again, elsewhere."""
         self._draining = True
@@ -158,7 +164,7 @@ class Connection:
 
     def _cut_off(self, now: float) -> None:
         """Give up a client that does not read; the closing frame reaches it if it still reads a little."""
-        _log.warning("slow_client", outbox=repr(self._outbox))
+        _log.warning("slow_client", session_id=self._session.id, unread=self._outbox.pending_bytes)
         self._metrics.slow_clients.inc()
         self._cut_at = now
         self._carry_out(self._session.disconnect())
@@ -192,6 +198,8 @@ class Connection:
         if self._accepts_key is None:
             return
         if not (isinstance(event, StartSession) and self._accepts_key(event.api_key)):
+            if isinstance(event, StartSession) and event.api_key:
+                raise Unauthorized("this key is not known; see API_KEYS")
             raise Unauthorized(
                 "this service asks for a key: send it as the header 'Authorization: Bearer KEY', or as api_key in "
                 "a first start_session message"

@@ -14,6 +14,8 @@ from llm_service.generation import Message, Usage
 # Bytes of UTF-8 a token stands for before the engine has counted anything. English prose has about 4.5,
 # Chinese about 4, code about 3: a guess on the low side trims early, a high one would overflow.
 INITIAL_BYTES_PER_TOKEN = 3.0
+# No tokenizer gets further on real text: what has more bytes than this for each token of the window cannot fit.
+MOST_BYTES_PER_TOKEN = 8.0
 # A template puts its own tokens around each message: role, start and end marks.
 TOKENS_PER_MESSAGE = 5
 # Kept free for what estimates and templates get wrong, as a share of the window.
@@ -93,14 +95,16 @@ class Conversation:
         """Change the system prompt from the next turn on."""
         self._next_system_prompt = text
 
-    def begin(self, text: str, *, context_window: int, max_tokens: int) -> Prompt:
+    def begin(self, text: str, *, context_window: int, max_tokens: int, engine_counts: bool = False) -> Prompt:
         """Open a turn with what the user said and return the prompt that asks for its answer.
 
         Whole turns are dropped from the front when the window or the longest allowed history is passed;
         the system prompt and the new message never are.
 
         Raises:
-            ContextOverflow: the new message does not fit into the window even alone; no turn is open then.
+            ContextOverflow: the new message does not fit into the window even alone; no turn is open then. With
+                `engine_counts`, where the engine refuses what is too long for this window, only if it cannot fit:
+                estimates err, and the engine does not.
         """
         if self._open is not None:
             raise RuntimeError("the last turn was neither committed nor rolled back")
@@ -108,11 +112,13 @@ class Conversation:
             self._system_prompt = self._next_system_prompt
             self._system_tokens = None
         turn = Turn(user=text, tokens=self._estimate(text))
-        alone = self._system_size() + turn.tokens
-        if alone > context_window - int(context_window * MARGIN):
+        needed, limit = self._system_size() + turn.tokens, context_window - int(context_window * MARGIN)
+        if engine_counts:
+            needed = int(len((self._system_prompt + text).encode()) / MOST_BYTES_PER_TOKEN)
+        if needed > limit:
             raise ContextOverflow(
-                f"the message needs about {turn.tokens} tokens and, with the system prompt, does not fit into the "
-                f"context window of {context_window} tokens; send a shorter message"
+                f"the message and the system prompt need {'more than' if engine_counts else 'about'} {needed} tokens, "
+                f"and the context window has {context_window}; send a shorter message"
             )
         self._to_drop = self._turns_to_drop(turn, _budget(context_window, max_tokens))
         self._open = turn
@@ -136,6 +142,10 @@ class Conversation:
         """Forget the open turn: the history is what it was before, ready for the same message again."""
         self._take_open()
         self._to_drop = 0
+
+    def overflowed(self) -> None:
+        """Learn from an engine that found the open turn's prompt too long: the next try leaves more of it out."""
+        self._bytes_per_token = max(0.5, self._bytes_per_token / 2)
 
     def _take_open(self) -> Turn:
         if self._open is None:

@@ -122,6 +122,7 @@ class NoFirstMessage(ClientError):
 
     code = "no_first_message"
     category = "timeout"
+    recoverable = False
 
 
 class OriginNotAllowed(ClientError):
@@ -165,10 +166,11 @@ class TooManyConnections(CapacityError):
 
 
 class ShuttingDown(CapacityError):
-    """The service is stopping and takes no new connections; HTTP 503."""
+    """The service is stopping: HTTP 503, or a response that outlasted the drain, then closed with 3001."""
 
     code = "shutting_down"
     severity = "medium"
+    recoverable = False
 
 
 class QueueFull(CapacityError):

@@ -32,7 +32,7 @@ class SessionConfig(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
-    system_prompt: str | None = Field(None, max_length=65_536, description="stands before the conversation")
+    system_prompt: str | None = Field(None, max_length=32_768, description="stands before the conversation")
     model: str | None = Field(None, min_length=1, max_length=512, description="one of the models the service offers")
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False, description="0: the likeliest token")
     top_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False, description="nucleus sampling")
@@ -57,7 +57,9 @@ class StartSession(_ClientModel):
 
     type: Literal["start_session"] = "start_session"
     config: SessionConfig | None = None
-    session_id: Annotated[str, Field(max_length=64)] | None = Field(None, description="the session to resume")
+    session_id: Annotated[str, Field(max_length=64)] | None = Field(
+        None, description="a session to resume; none outlives its connection yet: the answer says resumed false"
+    )
     last_seq: Annotated[int, Field(ge=0, le=MAX_INTEGER)] | None = Field(
         None, description="seq of the last event received of it"
     )

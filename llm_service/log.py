@@ -49,6 +49,7 @@ _LEAST: Final = {  # by logger
     "httpx": logging.WARNING,  # a line for each request
     "uvicorn.error": logging.WARNING,  # a line for each connection, with its query string
     "httpcore": logging.WARNING,
+    "huggingface_hub": logging.ERROR,  # each of its retries; what came of them is told by us
 }
 _SELF_HANDLING: Final = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi", "huggingface_hub")
 _PREPARATION: Final[list[Processor]] = [

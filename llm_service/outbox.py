@@ -50,6 +50,11 @@ class Outbox:
         return self._seq
 
     @property
+    def pending_bytes(self) -> int:
+        """About how much waits."""
+        return self._pending_bytes
+
+    @property
     def closing(self) -> bool:
         """Whether the connection is being closed: nothing more is taken."""
         return self._closing is not None

@@ -7,7 +7,6 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.frames import CloseCode as StandardCode
 from websockets.frames import Frame
 
 from llm_service.close_codes import CloseCode
@@ -126,7 +125,7 @@ class AbortableWebSocketProtocol(WebSocketsSansIOProtocol):
             # uvicorn would log the client's mistake with a traceback.
             _logger.info("A client sent invalid UTF-8.")
             self.frames = []
-            self.conn.fail(StandardCode.INVALID_DATA, "invalid UTF-8")
+            self.conn.fail(CloseCode.INVALID_UTF8, "invalid UTF-8")
             self.handle_parser_exception()
             return
         super().send_receive_event_to_app()

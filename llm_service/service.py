@@ -140,7 +140,8 @@ class Service:
         """Count an error that a client was told of."""
         self.manager.note_error(code=error.code, category=error.category, severity=error.severity, at=time.time())
         self.metrics.count_error(error.category)
-        _log.info("client_told_of_error", code=error.code, category=error.category)
+        say = _log.warning if error.severity in ("high", "critical") else _log.info
+        say("client_told_of_error", code=error.code, category=error.category)
 
     def enter(self, connection: Connection) -> None:
         """Take note of a connection; `leave` must follow."""
@@ -159,6 +160,11 @@ class Service:
         for connection in tuple(self.connections):
             connection.drain()
 
+    def cut(self) -> None:
+        """End the responses that outlasted the drain, each with an error that says so."""
+        for connection in tuple(self.connections):
+            connection.shut_down()
+
     async def _watch_connections(self) -> None:
         expected = monotonic() + WATCH_INTERVAL
         while True:
@@ -173,12 +179,15 @@ class Service:
 
     def _session_defaults(self) -> SessionDefaults:
         settings, opened = self.settings, self.opened
+        temperature = settings.default_temperature
+        if opened.temperature is not None and not settings.default_temperature_given:
+            temperature = opened.temperature
         return SessionDefaults(
             provider=opened.provider,
             model=opened.model,
             models=opened.models,
             sampling=SamplingParams(
-                temperature=settings.default_temperature,
+                temperature=temperature,
                 top_p=settings.default_top_p,
                 top_k=settings.default_top_k,
                 max_tokens=settings.default_max_tokens,

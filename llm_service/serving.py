@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import signal
 import socket
 import threading
@@ -24,6 +25,8 @@ MAX_HEADER_BYTES = 32_768
 BACKLOG = 2048
 # Seconds that closing connections get after the drain.
 SHUTDOWN_GRACE = 2
+# Seconds for the last word to those whose response is cut.
+GOODBYE_SECONDS = 1.0
 
 _log = structlog.get_logger(__name__)
 
@@ -45,10 +48,10 @@ def bind(host: str, port: int, *, setting: str) -> socket.socket:
             listener.setblocking(False)
             on_failure.pop_all()
     except OSError as error:
-        raise ConfigurationError(
-            f"{setting}={port}: cannot listen on {host}:{port} ({error.strerror}); "
-            "stop what uses the port or choose another"
-        ) from None
+        unknown = isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
+        wrong = f"{setting.replace('PORT', 'HOST')}={host}" if unknown else f"{setting}={port}"
+        advice = "name an address of this machine" if unknown else "stop what uses the port or choose another"
+        raise ConfigurationError(f"{wrong}: cannot listen on {host}:{port} ({error.strerror}); {advice}") from None
     return listener
 
 
@@ -78,14 +81,19 @@ class DrainingServer(QuietServer):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # The listener stays open meanwhile: those who knock are told 503 and when to come again.
         self._service.drain()
+        await self._all_gone(self._service.settings.drain_timeout)
+        cut = len(self._service.connections)
+        self._service.cut()
+        await self._all_gone(GOODBYE_SECONDS)
+        _log.info("drained", connections_cut=cut)
+        await super().shutdown(sockets)
+
+    async def _all_gone(self, seconds: float) -> None:
+        """Wait until no connection is left, the time is over, or a second signal says not to wait."""
         ends = {asyncio.create_task(self._service.empty.wait()), asyncio.create_task(self._cut.wait())}
-        _, waiting = await asyncio.wait(
-            ends, timeout=self._service.settings.drain_timeout, return_when=asyncio.FIRST_COMPLETED
-        )
+        _, waiting = await asyncio.wait(ends, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         for task in waiting:
             task.cancel()
-        _log.info("drained", connections_cut=len(self._service.connections))
-        await super().shutdown(sockets)
 
 
 def main_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from llm_service import events
 from llm_service.conversation import Conversation
 from llm_service.effects import Effect, Generate, Send, Stop
-from llm_service.errors import FastTalkError, QueueFull, ResponseInProgress
+from llm_service.errors import ContextOverflow, FastTalkError, QueueFull, ResponseInProgress
 from llm_service.events import SessionConfig
 from llm_service.generation import Delta, Finish, GenerationRequest
 from llm_service.response import Response
@@ -186,6 +186,8 @@ class Session:
         if response is None:
             return []
         self._active_at = now
+        if isinstance(error, ContextOverflow):
+            self._conversation.overflowed()
         self._conversation.rollback()
         self.counters.turns -= 1
         return [self._error(error, id=response.id, terminal=True), *self._next(now)]
@@ -193,6 +195,13 @@ class Session:
     def expire(self, now: float) -> list[Effect]:
         """End the session because its client has been silent for too long; there may be none to end."""
         return self._end(now, "expired") if self._state is SessionState.ACTIVE else []
+
+    def abort(self, error: FastTalkError) -> list[Effect]:
+        """End the running response by an error that is not the engine's; what was said of it stays in the history."""
+        self._queue.clear()
+        id_ = None if self._response is None else self._response.id
+        effects = self._interrupt()
+        return [*effects, self._error(error, id=id_, terminal=True)] if effects else []
 
     def disconnect(self) -> list[Effect]:
         """Take note that the client has gone: what runs is stopped, what was said is kept."""
@@ -261,7 +270,12 @@ class Session:
         sampling = self._defaults.sampling_for(self._config)
         window = self._defaults.window_for(self._config)
         try:
-            prompt = self._conversation.begin(message.text, context_window=window, max_tokens=sampling.max_tokens)
+            prompt = self._conversation.begin(
+                message.text,
+                context_window=window,
+                max_tokens=sampling.max_tokens,
+                engine_counts=window == self._defaults.context_window,
+            )
         except FastTalkError as error:
             return [self._error(error, id=message.id, terminal=True)]
         self._last_response += 1

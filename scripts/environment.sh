@@ -63,6 +63,6 @@ default_device() {
     if [ -z "$chosen" ]; then
         export COMPUTE_DEVICE=$1
     elif [ "$chosen" != "$1" ]; then
-        say "COMPUTE_DEVICE is $chosen, as $source says, and not $1."
+        say "COMPUTE_DEVICE=$chosen from $source counts, not the $1 of this script."
     fi
 }

