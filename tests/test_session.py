@@ -246,9 +246,10 @@ def test_choices_reach_the_engine() -> None:
 def test_an_engine_that_found_the_prompt_too_long_is_learnt_from() -> None:
     """After the engine's context_overflow the same message is sent again with less of the history."""
     session = _active(SessionConfig(max_tokens=10))
-    for number in range(4):
+    for _ in range(4):
         session.receive(UserMessage(text="a" * 600), 1.0)
         assert session.running is not None
+        session.delta(session.running, Delta("yes"), 1.5)
         session.finished(session.running, Finish("stop"), 2.0)
     first = _request(session.receive(UserMessage(text="b" * 300), 3.0))
     assert session.running is not None
