@@ -11,6 +11,7 @@ task closes the engine's generator, and with it the HTTP stream behind it.
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from time import monotonic
 
 import structlog
@@ -38,29 +39,23 @@ from llm_service.parsing import parse
 from llm_service.session import Session
 from llm_service.session_manager import SessionManager
 
+# Seconds between the end of the greeting delay and the greeting.
+GREETING_GRACE = 0.01
 # Seconds a slow client gets to take the closing frame before its TCP connection is dropped.
 CLOSE_GRACE = 0.5
 
 _log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
 class ConnectionLimits:
     """Times in seconds; see the settings of the same names."""
 
-    def __init__(
-        self,
-        *,
-        greeting_delay: float,
-        first_message_timeout: float,
-        send_timeout: float,
-        max_pending_bytes: int,
-        max_invalid_messages: int,
-    ) -> None:
-        self.greeting_delay = greeting_delay
-        self.first_message_timeout = first_message_timeout
-        self.send_timeout = send_timeout
-        self.max_pending_bytes = max_pending_bytes
-        self.max_invalid_messages = max_invalid_messages
+    greeting_delay: float
+    first_message_timeout: float
+    send_timeout: float
+    max_pending_bytes: int
+    max_invalid_messages: int
 
 
 class Connection:
@@ -101,6 +96,7 @@ class Connection:
         self._tasks: asyncio.TaskGroup | None = None
         self._responder: asyncio.Task[None] | None = None
         self._one_at_a_time = asyncio.Lock()
+        self._greeting: asyncio.TimerHandle | None = None
         self._cut_at: float | None = None
         self._stopped_at: float | None = None
 
@@ -113,7 +109,6 @@ class Connection:
 
     async def run(self) -> None:
         """Serve the client until it leaves or is cut off; no task outlives this call."""
-        greeting: asyncio.TimerHandle | None = None
         try:
             with structlog.contextvars.bound_contextvars(session_id=self._session.id):
                 async with asyncio.TaskGroup() as tasks:
@@ -122,14 +117,14 @@ class Connection:
                     writer = tasks.create_task(self._write())
                     if self._accepts_key is None:
                         loop = asyncio.get_running_loop()
-                        greeting = loop.call_later(self._limits.greeting_delay, self._greet)
+                        self._greeting = loop.call_later(self._limits.greeting_delay, self._greet_soon)
                     await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
                     self._carry_out(self._session.disconnect())
                     reader.cancel()
                     writer.cancel()
         finally:
-            if greeting is not None:
-                greeting.cancel()
+            if self._greeting is not None:
+                self._greeting.cancel()
 
     def watch(self, now: float) -> None:
         """Cut the connection off if the client is too slow, silent or gone; called a few times a second."""
@@ -215,6 +210,10 @@ class Connection:
             last = TooManyInvalidMessages(f"{self._invalid_in_a_row} messages in a row were not understood")
             self._carry_out(self._session.tell(last))
             self._outbox.close(CloseCode.TOO_MANY_INVALID, "too many invalid messages")
+
+    def _greet_soon(self) -> None:
+        # When the loop is late, a start_session that came in time may be there and not read yet.
+        self._greeting = asyncio.get_running_loop().call_later(GREETING_GRACE, self._greet)
 
     def _greet(self) -> None:
         self._carry_out(self._session.greet(monotonic()))

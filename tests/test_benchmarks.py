@@ -7,9 +7,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("picows", reason="requirements/bench.in is not installed")
-pytest.importorskip("httptools", reason="requirements/bench.in is not installed")
-
 from benchmarks import fake_engine, floor, load, wire
 from benchmarks.clients import Plan, Turn
 from benchmarks.figures import (
