@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--once", metavar="TEXT", help="ask this, print the answer and leave")
     chat.add_argument("--system", metavar="TEXT", help="system prompt of the session")
     chat.add_argument(
-        "--api-key", metavar="KEY", help="where the service asks for one (default: the first of API_KEYS)"
+        "--api-key", metavar="KEY", help="where one is asked for (default, without --url: the first of API_KEYS)"
     )
     chat.set_defaults(run=_chat)
 
@@ -191,7 +191,7 @@ def _chat(options: argparse.Namespace) -> int:
     keys = [key.get_secret_value() for key in settings.api_keys]
     client = ChatClient(
         options.url or f"ws://{_own_host(settings.llm_host)}:{settings.llm_port}/ws/llm",
-        api_key=options.api_key or (keys[0] if keys else ""),
+        api_key=options.api_key or (keys[0] if keys and not options.url else ""),
         system_prompt=options.system,
     )
     if options.once is not None:

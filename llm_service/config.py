@@ -146,6 +146,16 @@ class Settings(BaseSettings):
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _check_keys(cls, value: object) -> object:
+        # As it was written: whoever wrote something there wants the service closed.
+        if isinstance(value, str):
+            keys = [key.strip() for key in value.split(",")]
+            if not all(key and key.isascii() and key.isprintable() and " " not in key for key in keys):
+                raise ValueError("each key must be printable ASCII without spaces, as headers carry it, and not empty")
+        return value
+
     @field_validator("allowed_origins")
     @classmethod
     def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:

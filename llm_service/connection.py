@@ -155,6 +155,7 @@ class Connection:
     def drain(self) -> None:
         """Let the running response finish, then close with 3001: connect again, elsewhere."""
         self._draining = True
+        self._carry_out(self._session.drain(ShuttingDown("the service stops; send the message again, elsewhere")))
         self.watch(monotonic())
 
     def _cut_off(self, now: float) -> None:

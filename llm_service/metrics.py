@@ -22,7 +22,7 @@ TokenType = Literal["input", "output", "cached"]
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 OTHER: Final = "other"
-SHED_REASONS: Final = ("max_connections", "queue_full", "draining")
+SHED_REASONS: Final = ("max_connections", "queue_full", "shutting_down")
 MESSAGE_TYPES: Final = (
     "start_session", "user_message", "cancel", "end_session", "update_config", "played", "partial_message",
 )  # fmt: skip
@@ -91,7 +91,7 @@ class Metrics:
         self._errors.get(category, self._errors[OTHER]).inc()
 
     def count_shed(self, reason: str) -> None:
-        """Count what was refused for lack of room, by the code of its error or "draining"."""
+        """Count what was refused for lack of room, by the code of its error."""
         self._sheds.get(reason, self._sheds[OTHER]).inc()
 
     def count_message(self, message_type: str) -> None:
@@ -149,7 +149,7 @@ class Metrics:
 
         self._tokens = counter("tokens", "Tokens as the engines count them", ("engine", "model", "token_type"))
         self.sessions = counter("sessions", "Sessions started")
-        self.cancels = counter("cancels", "Responses that a client cancelled")
+        self.cancels = counter("cancels", "Responses stopped before their end, by their client or because it left")
         self.slow_clients = counter("slow_clients", "Clients cut off because they read too slowly")
         self._errors = by("errors", "Errors that clients were told of", "category", get_args(Category))
         self._sheds = by("sheds", "Refused for lack of room", "reason", SHED_REASONS)

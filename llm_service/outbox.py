@@ -10,8 +10,10 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from time import monotonic
 
-from llm_service.events import ServerEvent, Thinking, Token, dump
+from llm_service.events import ServerEvent, SessionStarted, Thinking, Token, dump
 
+# Characters of tokens that become one event: clients bound the frames they take, at 1 MiB as a rule.
+MAX_MERGED = 65_536
 # Bytes an event weighs beside its text while it waits.
 _EVENT_OVERHEAD = 64
 
@@ -46,7 +48,7 @@ class Outbox:
 
     @property
     def sent(self) -> int:
-        """Events written so far."""
+        """Events of the session written so far."""
         return self._seq
 
     @property
@@ -92,7 +94,7 @@ class Outbox:
         while True:
             while self._pending:
                 event = self._next()
-                self._seq += 1
+                self._seq = 1 if type(event) is SessionStarted else self._seq + 1
                 event.seq = self._seq
                 self._writing_since = monotonic()
                 await self._send(dump(event))
@@ -109,11 +111,12 @@ class Outbox:
     def _next(self) -> ServerEvent:
         event = self._pop()
         if type(event) is Token and self._pending and type(self._pending[0]) is Token:
-            pieces = [event.data]
-            while self._pending and type(self._pending[0]) is Token:
+            pieces, length = [event.data], len(event.data)
+            while self._pending and type(self._pending[0]) is Token and length < MAX_MERGED:
                 following = self._pop()
                 assert isinstance(following, Token)
                 pieces.append(following.data)
+                length += len(following.data)
             return Token(data="".join(pieces))
         return event
 
@@ -128,5 +131,7 @@ class Outbox:
 
 
 def _weight(event: ServerEvent) -> int:
-    # The long ones are those that carry text; counting characters for bytes errs by the script, not by the size.
-    return _EVENT_OVERHEAD + len(event.data) if type(event) is Token or type(event) is Thinking else _EVENT_OVERHEAD
+    """Return about how many bytes an event takes; some echo what the client sent, and may be long."""
+    if type(event) is Token or type(event) is Thinking:
+        return _EVENT_OVERHEAD + (len(event.data) if event.data.isascii() else len(event.data.encode()))
+    return _EVENT_OVERHEAD + len(dump(event))

@@ -57,6 +57,13 @@ class DeadlineH11Protocol(H11Protocol):
         self._upgraded = True
         super().handle_websocket_upgrade(event)
 
+    def send_400_response(self, msg: str) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            # Within a request that is being answered there is no place for another answer.
+            self.transport.abort()
+        else:
+            super().send_400_response(msg)
+
     def _unsupported_upgrade_warning(self) -> None:
         # A client's mistake, and no reason to install anything.
         _logger.info("An upgrade was asked for that is not offered here.")

@@ -140,6 +140,8 @@ class Service:
         """Count an error that a client was told of."""
         self.manager.note_error(code=error.code, category=error.category, severity=error.severity, at=time.time())
         self.metrics.count_error(error.category)
+        if error.category == "resource":
+            self.metrics.count_shed(error.code)
         say = _log.warning if error.severity in ("high", "critical") else _log.info
         say("client_told_of_error", code=error.code, category=error.category)
 

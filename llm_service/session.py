@@ -17,6 +17,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import msgspec
+
 from llm_service import events
 from llm_service.conversation import Conversation
 from llm_service.effects import Effect, Generate, Send, Stop
@@ -61,6 +63,7 @@ class Session:
         self._greeted = False
         self._response: Response | None = None
         self._last_response = 0
+        self._refusing: FastTalkError | None = None
         self._queue: deque[events.UserMessage] = deque()
         self.counters = Counters()
         self._begin(SessionConfig(), now)
@@ -196,6 +199,13 @@ class Session:
         """End the session because its client has been silent for too long; there may be none to end."""
         return self._end(now, "expired") if self._state is SessionState.ACTIVE else []
 
+    def drain(self, error: FastTalkError) -> list[Effect]:
+        """Start nothing more: what waits and what still comes is answered by this error."""
+        self._refusing = error
+        waiting = [self._error(error, id=message.id) for message in self._queue]
+        self._queue.clear()
+        return list(waiting)
+
     def abort(self, error: FastTalkError) -> list[Effect]:
         """End the running response by an error that is not the engine's; what was said of it stays in the history."""
         self._queue.clear()
@@ -224,6 +234,8 @@ class Session:
         return effects + self._activate(config, now, resume_refused=refused)
 
     def _user_message(self, event: events.UserMessage, now: float) -> list[Effect]:
+        if self._refusing is not None:
+            return [self._error(self._refusing, id=event.id)]
         effects = self._ensure_active(now)
         if self._response is None:
             return effects + self._respond(event, now)
@@ -278,6 +290,10 @@ class Session:
             )
         except FastTalkError as error:
             return [self._error(error, id=message.id, terminal=True)]
+        if window < self._defaults.context_window:
+            # The engine has a larger window, and would go on into it.
+            room = max(1, window - prompt.tokens)
+            sampling = msgspec.structs.replace(sampling, max_tokens=min(sampling.max_tokens, room))
         self._last_response += 1
         self._response = Response(number=self._last_response, id=message.id, started_at=now)
         self.counters.turns += 1
@@ -309,6 +325,7 @@ class Session:
             return []
         self._conversation.commit(response.text, interrupted=True)
         self.counters.generations_cancelled += 1
+        self.counters.tokens_generated += response.deltas  # the engine was not asked for its count
         return [Stop(response.number)]
 
     def _stop_all(self) -> list[Effect]:

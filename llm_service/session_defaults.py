@@ -51,7 +51,7 @@ class SessionDefaults:
             temperature=default.temperature if config.temperature is None else config.temperature,
             top_p=default.top_p if config.top_p is None else config.top_p,
             top_k=default.top_k if config.top_k is None else config.top_k,
-            max_tokens=default.max_tokens if config.max_tokens is None else config.max_tokens,
+            max_tokens=min(default.max_tokens if config.max_tokens is None else config.max_tokens, self.context_window),
             stop=tuple(config.stop or ()),
             seed=config.seed,
         )

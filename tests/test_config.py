@@ -96,6 +96,13 @@ def test_empty_is_not_given(empty: str) -> None:
     assert not Settings.load({"LLM_MODEL": empty}).llm_model_given
 
 
+@pytest.mark.parametrize("keys", [",", "a,,b", "a, b c", "schl\u00fcssel", "a,\x07"])
+def test_keys_that_can_never_match(keys: str) -> None:
+    """Keys that no header can carry, or that are none, stop the start: the service would be open, or closed to all."""
+    with pytest.raises(ConfigurationError, match=r"API_KEYS=\*+: each key must be printable ASCII"):
+        Settings.load({"API_KEYS": keys})
+
+
 def test_the_two_ports_differ() -> None:
     """One port for both applications is an error that names both settings."""
     with pytest.raises(ConfigurationError, match="LLM_PORT and LLM_MONITORING_PORT are both 9092"):

@@ -53,6 +53,28 @@ async def test_running_responses_finish_at_a_signal() -> None:
         assert 3001 == closed.value.rcvd.code  # type: ignore[union-attr]
 
 
+async def test_a_drain_starts_nothing_new() -> None:
+    """What waits, and what still comes, is refused while the running response finishes."""
+    engine = ScriptedEngine(lambda _: ["word "] * 40, tokens_per_second=100, models=())
+    async with live_service(engine, {"DRAIN_TIMEOUT": "5"}) as live, live.connect() as socket:
+        await start(socket, on_busy="queue")
+        for name in ("running", "waiting"):
+            await send(socket, "user_message", text="go", id=name)
+        await receive(socket)
+        live.server.handle_exit(signal.SIGTERM, None)
+        while live.service.state != "draining":
+            await asyncio.sleep(0.01)
+        await send(socket, "user_message", text="go", id="late")
+        ends = [(await collect(socket)).terminal for _ in range(3)]
+        assert [("waiting", "error"), ("late", "error"), ("running", "response_complete")] == [
+            (end["id"], end["type"]) for end in ends
+        ]
+        assert ["shutting_down"] * 2 == [end["error"]["code"] for end in ends[:2]]
+        with pytest.raises(ConnectionClosed):
+            await socket.recv()
+    assert 1 == len(engine.requests)
+
+
 async def test_the_drain_ends() -> None:
     """A response that outlasts DRAIN_TIMEOUT ends by an error that says so, and the engine is freed."""
     engine = ScriptedEngine(lambda _: ["word "] * 100_000, tokens_per_second=100, models=())

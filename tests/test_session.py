@@ -584,7 +584,7 @@ def test_counters() -> None:
     counters = session.counters
 
     assert (4, 2, 1) == (counters.messages_received, counters.turns, counters.errors)
-    assert (1, 1, 7) == (counters.generations_completed, counters.generations_cancelled, counters.tokens_generated)
+    assert (1, 1, 8) == (counters.generations_completed, counters.generations_cancelled, counters.tokens_generated)
 
 
 def test_repr_is_a_snapshot() -> None:

@@ -81,7 +81,6 @@ async def _turn_away(service: Service, socket: WebSocket, error: FastTalkError) 
     """Tell a client beyond the limit so, in a frame: FastTalk 1.x's clients read their answer there."""
     event = events.error_event(error)
     event.seq = 1
-    service.metrics.count_shed(error.code)
     service.note_error(event.error)
     with contextlib.suppress(WebSocketDisconnect):
         await socket.send({"type": "websocket.send", "text": events.dump(event)})

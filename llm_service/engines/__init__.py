@@ -48,8 +48,6 @@ class OpenedEngine:
 async def open_engine(settings: Settings) -> OpenedEngine:
     """Open the engine that LLM_PROVIDER names; `auto` takes Ollama if it has the model, else the embedded one.
 
-    A model that LLM_MODEL names is the one that answers, or none: then `auto` does not fall back.
-
     Raises:
         StartupError: the device or the engine cannot be had; the message says what to do.
     """
@@ -211,6 +209,7 @@ async def _loaded(
     """
     name = model or settings.llm_model
     try:
+        available = await engine.models() if settings.allowed_models else []
         limit = await engine.context_window(name)
         window = settings.default_context_window if limit is None else min(settings.default_context_window, limit)
         await engine.load(name, window)
@@ -220,7 +219,7 @@ async def _loaded(
         engine=engine,
         provider=engine.name,
         model=name,
-        models=frozenset({name, *settings.allowed_models}),
+        models=frozenset({name, *_offered(settings.allowed_models, available, engine.name)}),
         context_window=window,
         device=device,
         reason=reason,
@@ -239,6 +238,14 @@ def _ollama_options(settings: Settings, device: Device) -> dict[str, int]:
     if settings.num_threads is None:
         options.pop("num_thread", None)
     return options
+
+
+def _offered(allowed: tuple[str, ...], available: list[str], provider: str) -> list[str]:
+    """Return the models of ALLOWED_MODELS that are there: a session must not choose one that cannot answer."""
+    missing = [model for model in allowed if not _has(available, model)]
+    if missing:
+        _log.warning("allowed_models_missing", models=missing, provider=provider)
+    return [model for model in allowed if model not in missing]
 
 
 def _has(models: list[str], model: str) -> bool:

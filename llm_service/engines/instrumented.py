@@ -34,6 +34,7 @@ class InstrumentedEngine:
         events = self._engine.generate(request)
         outcome: Outcome = "failed"
         complete = False
+        deltas = 0
         measured.running.inc()
         started = last = perf_counter()
         try:
@@ -42,6 +43,7 @@ class InstrumentedEngine:
                     now = perf_counter()
                     observe(now - last)
                     observe, last = observe_next, now
+                    deltas += 1
                 else:
                     outcome, complete = _OUTCOMES[event.reason], True
                     _count(measured, event.usage)
@@ -55,6 +57,8 @@ class InstrumentedEngine:
                 await events.aclose()
             finally:
                 measured.running.dec()
+                if not complete:
+                    measured.count_tokens["output"](deltas)  # nobody counted them; about one token each
                 measured.observe_duration[outcome](perf_counter() - started)
 
     async def load(self, model: str, context_window: int) -> None:

@@ -223,9 +223,9 @@ class TestOllama:
 class TestOpenAI:
     @pytest.mark.parametrize("provider", ["openai", "vllm"])
     async def test_found(self, fake: FakeServer, provider: str) -> None:
-        """An API that has the model is opened under the name it was asked for by, with the key."""
-        openai(fake, "m")
-        key = {"OPENAI_API_KEY": "canary", "ALLOWED_MODELS": "other"}
+        """An API that has the model is opened with the key; of further models those are offered that it has."""
+        openai(fake, "m", "other")
+        key = {"OPENAI_API_KEY": "canary", "ALLOWED_MODELS": "other,ghost"}
         async with opening(LLM_PROVIDER=provider, OPENAI_BASE_URL=fake.url + "/v1", LLM_MODEL="m", **key) as opened:
             assert (provider, frozenset({"m", "other"})) == (opened.provider, opened.models)
             assert "canary" not in repr(opened)
