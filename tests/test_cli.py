@@ -282,18 +282,17 @@ class TestChat:
         assert (1, "", "it [/b] broke") == (status, output, errors.splitlines()[-1])
 
     async def test_keys(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A service with keys lets in who has one of them in API_KEYS; others are told to have one."""
+        """A service with keys lets in who brings one; others are told to. Another's address never gets ours."""
         engine = ScriptedEngine(lambda _: ["yes"], models=())
+        monkeypatch.setenv("API_KEYS", "right")
         status, output, errors = await self.once(run, engine, API_KEYS="right")
         assert (1, "") == (status, output)
         assert "asks for a key" in errors
-        monkeypatch.setenv("API_KEYS", "wrong")
         refused = "the service refused the connection with HTTP 401: "
-        status, output, errors = await self.once(run, engine, API_KEYS="right")
+        status, output, errors = await self.once(run, engine, "--api-key", "wrong", API_KEYS="right")
         assert (1, "") == (status, output)
         assert errors.splitlines()[-1].startswith(refused)
-        monkeypatch.setenv("API_KEYS", "right,other")
-        assert (0, "yes\n") == (await self.once(run, engine, API_KEYS="right"))[:2]
+        assert (0, "yes\n") == (await self.once(run, engine, "--api-key", "right", API_KEYS="right"))[:2]
 
     def test_nobody_there(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         """A service that is not there is named by the address that was tried, and how to start it."""
