@@ -495,5 +495,5 @@ def test_libraries_with_handlers_are_taken_over(json_lines: Lines) -> None:
     logger = logging.getLogger("huggingface_hub")
     logger.addHandler(logging.StreamHandler())
     log.take_over("huggingface_hub")
-    logging.getLogger("huggingface_hub.file_download").warning("slow")
+    logging.getLogger("huggingface_hub.file_download").error("slow")
     assert [line["event"] for line in json_lines()] == ["slow"]
