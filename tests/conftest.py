@@ -1,5 +1,6 @@
 """Fixtures for all tests."""
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem in PURE:
             item.add_marker("pure")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Spare the collector what was imported: pytest runs it several times, and that is most of it."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -11,7 +11,7 @@ from llm_service.engines.ndjson import NDJSONDecoder
 from llm_service.errors import GenerationFailed
 
 # FASTTALK_FUZZ=1 looks longer.
-EXAMPLES = 500 if os.environ.get("FASTTALK_FUZZ") == "1" else 25
+EXAMPLES = 500 if os.environ.get("FASTTALK_FUZZ") == "1" else 15
 
 LINES = st.lists(st.text(st.characters(exclude_characters="\n", codec="utf-8"), max_size=20).map(str.encode))
 

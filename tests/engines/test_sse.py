@@ -11,7 +11,7 @@ from llm_service.engines.sse import SSEDecoder
 from llm_service.errors import GenerationFailed
 
 # FASTTALK_FUZZ=1 looks longer.
-EXAMPLES = 500 if os.environ.get("FASTTALK_FUZZ") == "1" else 25
+EXAMPLES = 500 if os.environ.get("FASTTALK_FUZZ") == "1" else 15
 
 TEXT = st.text(st.characters(exclude_characters="\r\n", codec="utf-8"), max_size=10).map(str.encode)
 NOISE = st.sampled_from([b"", b": a comment", b"event: x", b"id", b"retry: 5", b"dat: no", b"Data: no"])
