@@ -11,16 +11,7 @@ from pydantic import BaseModel
 
 from llm_service import __version__
 from llm_service.close_codes import CloseCode
-from llm_service.errors import (
-    CapacityError,
-    Category,
-    ClientError,
-    ConfigurationError,
-    EngineError,
-    FastTalkError,
-    InternalError,
-    Severity,
-)
+from llm_service.errors import Category, ConfigurationError, FastTalkError, Severity, told_to_clients
 from llm_service.events import CLIENT_EVENTS, SERVER_EVENTS
 
 Json = dict[str, Any]
@@ -183,16 +174,7 @@ def _description() -> str:
 
 
 def _errors() -> list[type[FastTalkError]]:
-    """Return the leaves of the tree of errors, by code; those of the start no client ever sees."""
-    found: list[type[FastTalkError]] = []
-    inner: list[type[FastTalkError]] = [ClientError, CapacityError, EngineError, InternalError]
-    while inner:
-        error = inner.pop()
-        below = [each for each in error.__subclasses__() if each.__module__ == FastTalkError.__module__]
-        inner.extend(below)
-        if not below:
-            found.append(error)
-    return sorted(found, key=lambda error: error.code)
+    return sorted(told_to_clients(), key=lambda error: error.code)
 
 
 def _yaml(document: Json) -> str:

@@ -39,6 +39,7 @@ from llm_service.parsing import parse
 from llm_service.session import Session
 from llm_service.session_manager import SessionManager
 
+STOPPING = "the service stops; send the message again, elsewhere"
 # Seconds between the end of the greeting delay and the greeting.
 GREETING_GRACE = 0.01
 # Seconds a slow client gets to take the closing frame before its TCP connection is dropped.
@@ -149,13 +150,13 @@ class Connection:
 
     def shut_down(self) -> None:
         """End what still runs when the drain is over, and say so: connect again, elsewhere."""
-        self._carry_out(self._session.abort(ShuttingDown("the service stops; send the message again, elsewhere")))
+        self._carry_out(self._session.abort(ShuttingDown(STOPPING)))
         self._outbox.close(CloseCode.SHUTDOWN, "shutting down")
 
     def drain(self) -> None:
         """Let the running response finish, then close with 3001: connect again, elsewhere."""
         self._draining = True
-        self._carry_out(self._session.drain(ShuttingDown("the service stops; send the message again, elsewhere")))
+        self._carry_out(self._session.drain(ShuttingDown(STOPPING)))
         self.watch(monotonic())
 
     def _cut_off(self, now: float) -> None:

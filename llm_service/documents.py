@@ -1,19 +1,11 @@
 """The files that are made from the code, so that they cannot say anything else; a test keeps them up to date."""
 
-from collections.abc import Iterator
 from inspect import cleandoc
 from pathlib import Path
 
 from llm_service import asyncapi
 from llm_service.env_example import env_example
-from llm_service.errors import (
-    CapacityError,
-    ClientError,
-    ConfigurationError,
-    EngineError,
-    FastTalkError,
-    InternalError,
-)
+from llm_service.errors import ConfigurationError, told_to_clients
 
 _INTRODUCTION = """\
 # Errors
@@ -61,15 +53,6 @@ def errors_page() -> str:
     rows = [
         f"| `{error.code}` | {error.category} | {error.severity} | {'yes' if error.recoverable else 'no'} "
         f"| {' '.join(cleandoc(error.__doc__ or '').split())} |\n"
-        for base in (ClientError, CapacityError, EngineError, InternalError)
-        for error in _leaves(base)
+        for error in told_to_clients()
     ]
     return _INTRODUCTION + "".join(rows)
-
-
-def _leaves(error: type[FastTalkError]) -> Iterator[type[FastTalkError]]:
-    below = [subclass for subclass in error.__subclasses__() if subclass.__module__ == FastTalkError.__module__]
-    if not below:
-        yield error
-    for subclass in below:
-        yield from _leaves(subclass)

@@ -35,6 +35,7 @@ the severity, whether the session goes on); an instance carries the words and, w
 how long. Names of categories and severities are those of FastTalk 1.x.
 """
 
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 Category = Literal["connection", "processing", "resource", "configuration", "system", "gpu", "timeout", "validation"]
@@ -253,3 +254,14 @@ class InternalError(FastTalkError):
     """A defect of this service; its log has the traceback."""
 
     severity = "critical"
+
+
+def told_to_clients() -> Iterator[type[FastTalkError]]:
+    """Yield the errors a client can meet, in the tree's order: its leaves, but for those of the start."""
+    waiting: list[type[FastTalkError]] = [InternalError, EngineError, CapacityError, ClientError]
+    while waiting:
+        error = waiting.pop()
+        below = [each for each in error.__subclasses__() if each.__module__ == __name__]
+        waiting.extend(reversed(below))
+        if not below:
+            yield error

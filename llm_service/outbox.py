@@ -35,7 +35,7 @@ class Outbox:
         self._send = send
         self._close = close
         self._max_bytes = max_bytes
-        self._pending: deque[ServerEvent] = deque()
+        self._pending: deque[tuple[ServerEvent, int]] = deque()  # with what it weighs
         self._pending_bytes = 0
         self._wakeup: asyncio.Future[None] | None = None
         self._closing: tuple[int, str] | None = None
@@ -65,8 +65,9 @@ class Outbox:
         """Queue an event. After `close` it is dropped: the client has been told that it was the end."""
         if self._closing is not None or self.overfull:
             return
-        self._pending.append(event)
-        self._pending_bytes += _weight(event)
+        weight = _weight(event)
+        self._pending.append((event, weight))
+        self._pending_bytes += weight
         if self._pending_bytes > self._max_bytes:
             self.overfull = True
         if self._wakeup is not None:
@@ -110,9 +111,9 @@ class Outbox:
 
     def _next(self) -> ServerEvent:
         event = self._pop()
-        if type(event) is Token and self._pending and type(self._pending[0]) is Token:
+        if type(event) is Token and self._pending and type(self._pending[0][0]) is Token:
             pieces, length = [event.data], len(event.data)
-            while self._pending and type(self._pending[0]) is Token and length < MAX_MERGED:
+            while self._pending and type(self._pending[0][0]) is Token and length < MAX_MERGED:
                 following = self._pop()
                 assert isinstance(following, Token)
                 pieces.append(following.data)
@@ -121,8 +122,8 @@ class Outbox:
         return event
 
     def _pop(self) -> ServerEvent:
-        event = self._pending.popleft()
-        self._pending_bytes -= _weight(event)
+        event, weight = self._pending.popleft()
+        self._pending_bytes -= weight
         return event
 
     def _wake(self) -> None:

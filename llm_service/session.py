@@ -202,9 +202,9 @@ class Session:
     def drain(self, error: FastTalkError) -> list[Effect]:
         """Start nothing more: what waits and what still comes is answered by this error."""
         self._refusing = error
-        waiting = [self._error(error, id=message.id) for message in self._queue]
+        effects: list[Effect] = [self._error(error, id=message.id) for message in self._queue]
         self._queue.clear()
-        return list(waiting)
+        return effects
 
     def abort(self, error: FastTalkError) -> list[Effect]:
         """End the running response by an error that is not the engine's; what was said of it stays in the history."""

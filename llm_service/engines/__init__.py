@@ -101,17 +101,15 @@ async def _open_ollama(settings: Settings, device: Device, reason: str) -> Opene
     )
     model, url = settings.llm_model, _without_credentials(settings.ollama_base_url)
     async with _closed_on_failure(engine):
-        try:
-            models = await engine.models()
-        except EngineUnreachable:
-            raise EngineUnavailable(f"no Ollama answers at {url}; start it, or set OLLAMA_BASE_URL") from None
-        except EngineError as error:
-            raise EngineUnavailable(f"the Ollama at {url} does not list its models: {error.message}") from None
+        models = await _listed(
+            engine, f"no Ollama answers at {url}; start it, or set OLLAMA_BASE_URL", f"the Ollama at {url}"
+        )
         if not _has(models, model):
             if not settings.ollama_pull:
                 raise EngineUnavailable(f"the Ollama at {url} has no model {model!r}; run: ollama pull {model}")
             await _pull(engine, model)
-        return await _loaded(engine, settings, device, reason)
+            models.append(model)
+        return await _loaded(engine, settings, device, reason, model=model, available=models)
 
 
 async def _pull(engine: "OllamaEngine", model: str) -> None:
@@ -143,18 +141,13 @@ async def _open_openai(settings: Settings, device: Device) -> OpenedEngine:
     )
     model, url = settings.llm_model, _without_credentials(settings.openai_base_url)
     async with _closed_on_failure(engine):
-        try:
-            models = await engine.models()
-        except EngineUnreachable:
-            raise EngineUnavailable(
-                f"no OpenAI-compatible API answers at {url}; start it, or set OPENAI_BASE_URL"
-            ) from None
-        except EngineError as error:
-            raise EngineUnavailable(f"the API at {url} does not list its models: {error.message}") from None
+        models = await _listed(
+            engine, f"no OpenAI-compatible API answers at {url}; start it, or set OPENAI_BASE_URL", f"the API at {url}"
+        )
         if model not in models:
             offered = ", ".join(models[:10]) or "none"
             raise EngineUnavailable(f"the API at {url} has no model {model!r}; set LLM_MODEL to one it has: {offered}")
-        return await _loaded(engine, settings, device, "LLM_PROVIDER names it")
+        return await _loaded(engine, settings, device, "LLM_PROVIDER names it", model=model, available=models)
 
 
 async def _open_embedded(settings: Settings, device: Device, reason: str) -> OpenedEngine:
@@ -179,7 +172,7 @@ async def _open_embedded(settings: Settings, device: Device, reason: str) -> Ope
         read_timeout=settings.openai_timeout,
     )
     async with _closed_on_failure(engine):
-        opened = await _loaded(engine, settings, device, reason, model=path.stem)
+        opened = await _loaded(engine, settings, device, reason, model=path.stem, available=[path.stem])
     return replace(opened, temperature=BUNDLED_TEMPERATURE) if name == BUNDLED else opened
 
 
@@ -187,7 +180,17 @@ async def _open_scripted(settings: Settings, device: Device) -> OpenedEngine:
     from llm_service.engines.scripted import ScriptedEngine
 
     engine = ScriptedEngine(tokens_per_second=settings.scripted_tokens_per_second)
-    return await _loaded(engine, settings, device, "LLM_PROVIDER names it", model="scripted")
+    return await _loaded(engine, settings, device, "LLM_PROVIDER names it", model="scripted", available=["scripted"])
+
+
+async def _listed(engine: Engine, nobody: str, engine_there: str) -> list[str]:
+    """Return the engine's models; `nobody` and `engine_there` begin what is said when there are none to be had."""
+    try:
+        return await engine.models()
+    except EngineUnreachable:
+        raise EngineUnavailable(nobody) from None
+    except EngineError as error:
+        raise EngineUnavailable(f"{engine_there} does not list its models: {error.message}") from None
 
 
 @contextlib.asynccontextmanager
@@ -200,26 +203,24 @@ async def _closed_on_failure(engine: Engine) -> AsyncGenerator[None, None]:
 
 
 async def _loaded(
-    engine: Engine, settings: Settings, device: Device, reason: str, *, model: str | None = None
+    engine: Engine, settings: Settings, device: Device, reason: str, *, model: str, available: list[str]
 ) -> OpenedEngine:
     """Have the model loaded, so that nobody's first word waits for it, and learn its window.
 
     Raises:
         EngineUnavailable: it could not be loaded.
     """
-    name = model or settings.llm_model
     try:
-        available = await engine.models() if settings.allowed_models else []
-        limit = await engine.context_window(name)
+        limit = await engine.context_window(model)
         window = settings.default_context_window if limit is None else min(settings.default_context_window, limit)
-        await engine.load(name, window)
+        await engine.load(model, window)
     except EngineError as error:
-        raise EngineUnavailable(f"the model {name!r} could not be loaded: {error.message}") from None
+        raise EngineUnavailable(f"the model {model!r} could not be loaded: {error.message}") from None
     return OpenedEngine(
         engine=engine,
         provider=engine.name,
-        model=name,
-        models=frozenset({name, *_offered(settings.allowed_models, available, engine.name)}),
+        model=model,
+        models=frozenset({model, *_offered(settings.allowed_models, available, engine.name)}),
         context_window=window,
         device=device,
         reason=reason,
