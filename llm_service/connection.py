@@ -1,11 +1,11 @@
-"""One WebSocket: its reader, its writer and the response that runs, in one TaskGroup.
+"""One WebSocket: its reader and the response that runs, in one TaskGroup.
 
-    client ──frames──▶ reader ──▶ session (decides) ──effects──▶ outbox ──▶ writer ──frames──▶ client
+    client ──frames──▶ reader ──▶ session (decides) ──effects──▶ outbox ──frames──▶ client
                                      ▲                     │
-                                     └── deltas ── responder ◀── engine
+                                     └── deltas ── engine ◀── responder
 
 The reader never waits for the engine, so that `cancel` is read while tokens flow. Cancelling the responder's
-task closes the engine's generator, and with it the HTTP stream behind it.
+task ends the generation, and with it the HTTP stream behind it.
 """
 
 import asyncio
@@ -32,12 +32,14 @@ from llm_service.errors import (
     UnsupportedFrame,
 )
 from llm_service.events import ClientMessage, StartSession
-from llm_service.generation import Delta, Finish
+from llm_service.generation import Finish
+from llm_service.metering import ResponseMeter
 from llm_service.metrics import Metrics
 from llm_service.outbox import Outbox
 from llm_service.parsing import parse
 from llm_service.session import Session
 from llm_service.session_manager import SessionManager
+from llm_service.wire import Wire
 
 STOPPING = "the service stops; send the message again, elsewhere"
 # Seconds between the end of the greeting delay and the greeting.
@@ -63,13 +65,13 @@ class Connection:
     """Runs one session over one accepted WebSocket.
 
     `accepts_key` is None for a client that needs no key or brought it in the handshake; otherwise its first
-    message must bring one that this callable takes. `note_error` hears of every error the client is told of;
-    `abort` drops the TCP connection.
+    message must bring one that this callable takes. `note_error` hears of every error the client is told of.
     """
 
     def __init__(
         self,
         socket: WebSocket,
+        wire: Wire,
         session: Session,
         engine: Engine,
         manager: SessionManager,
@@ -78,9 +80,9 @@ class Connection:
         *,
         accepts_key: Callable[[str | None], bool] | None,
         note_error: Callable[[events.ErrorBody], None],
-        abort: Callable[[], None],
     ) -> None:
         self._socket = socket
+        self._wire = wire
         self._session = session
         self._engine = engine
         self._manager = manager
@@ -88,8 +90,10 @@ class Connection:
         self._metrics = metrics
         self._accepts_key = accepts_key
         self._note_error = note_error
-        self._abort = abort
-        self._outbox = Outbox(self._send_text, self._send_close, max_bytes=limits.max_pending_bytes)
+        self._outbox = Outbox(wire.write, self._flushed, max_bytes=limits.max_pending_bytes)
+        wire.listen(self._outbox.pause, self._outbox.resume)
+        self._closing: tuple[int, str] | None = None
+        self._all_written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._opened_at = monotonic()
         self._heard = False
         self._invalid_in_a_row = 0
@@ -99,7 +103,7 @@ class Connection:
         self._one_at_a_time = asyncio.Lock()
         self._greeting: asyncio.TimerHandle | None = None
         self._cut_at: float | None = None
-        self._stopped_at: float | None = None
+        self._meter: ResponseMeter | None = None
 
     def __repr__(self) -> str:
         return f"<Connection: {self._session!r}, {self._outbox!r}>"
@@ -115,24 +119,26 @@ class Connection:
                 async with asyncio.TaskGroup() as tasks:
                     self._tasks = tasks
                     reader = tasks.create_task(self._read())
-                    writer = tasks.create_task(self._write())
                     if self._accepts_key is None:
                         loop = asyncio.get_running_loop()
                         self._greeting = loop.call_later(self._limits.greeting_delay, self._greet_soon)
-                    await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait({reader, self._all_written}, return_when=asyncio.FIRST_COMPLETED)
                     self._carry_out(self._session.disconnect())
+                    if self._closing is not None and not reader.done():
+                        await self._close_socket(*self._closing)
                     reader.cancel()
-                    writer.cancel()
         finally:
+            self._session.counters.messages_sent = self._outbox.written
             if self._greeting is not None:
                 self._greeting.cancel()
 
     def watch(self, now: float) -> None:
         """Cut the connection off if the client is too slow, silent or gone; called a few times a second."""
         limits = self._limits
+        self._session.counters.messages_sent = self._outbox.written
         if self._cut_at is not None:
             if now - self._cut_at > CLOSE_GRACE:
-                self._abort()
+                self._wire.abort()
         elif self._outbox.overfull or self._outbox.stalled_seconds(now) > limits.send_timeout:
             self._cut_off(now)
         elif not self._heard and now - self._opened_at > limits.first_message_timeout:
@@ -141,17 +147,17 @@ class Connection:
                 "start_session"
             )
             self._carry_out(self._session.tell(error))
-            self._outbox.close(CloseCode.STALE, "no message in time")
+            self._close(CloseCode.STALE, "no message in time")
         elif self._heard and self._manager.expired(self._session, now):
             self._carry_out(self._session.expire(now))
-            self._outbox.close(CloseCode.EXPIRED, "session expired")
+            self._close(CloseCode.EXPIRED, "session expired")
         elif self._draining and self._session.running is None:
-            self._outbox.close(CloseCode.SHUTDOWN, "shutting down")
+            self._close(CloseCode.SHUTDOWN, "shutting down")
 
     def shut_down(self) -> None:
         """End what still runs when the drain is over, and say so: connect again, elsewhere."""
         self._carry_out(self._session.abort(ShuttingDown(STOPPING)))
-        self._outbox.close(CloseCode.SHUTDOWN, "shutting down")
+        self._close(CloseCode.SHUTDOWN, "shutting down")
 
     def drain(self) -> None:
         """Let the running response finish, then close with 3001: connect again, elsewhere."""
@@ -165,7 +171,13 @@ class Connection:
         self._metrics.slow_clients.inc()
         self._cut_at = now
         self._carry_out(self._session.disconnect())
-        self._outbox.cut(CloseCode.SLOW_CLIENT, "slow client")
+        self._closing = self._closing or (CloseCode.SLOW_CLIENT, "slow client")
+        self._outbox.cut()
+
+    def _close(self, code: CloseCode, reason: str) -> None:
+        """Write what waits, then close the connection. Only the first call counts."""
+        self._closing = self._closing or (code, reason)
+        self._outbox.close()
 
     # Client to session
 
@@ -189,6 +201,7 @@ class Connection:
             self._metrics.count_message(event.type)
             self._heard = True
             self._invalid_in_a_row = 0
+            self._session.counters.messages_sent = self._outbox.written
             self._carry_out(self._session.receive(event, now))
 
     def _check_key(self, event: ClientMessage) -> None:
@@ -207,11 +220,11 @@ class Connection:
         self._carry_out(self._session.reject(error, now))
         self._invalid_in_a_row += 1
         if isinstance(error, Unauthorized):
-            self._outbox.close(CloseCode.BAD_KEY, "bad key")
+            self._close(CloseCode.BAD_KEY, "bad key")
         elif self._invalid_in_a_row >= self._limits.max_invalid_messages:
             last = TooManyInvalidMessages(f"{self._invalid_in_a_row} messages in a row were not understood")
             self._carry_out(self._session.tell(last))
-            self._outbox.close(CloseCode.TOO_MANY_INVALID, "too many invalid messages")
+            self._close(CloseCode.TOO_MANY_INVALID, "too many invalid messages")
 
     def _greet_soon(self) -> None:
         # When the loop is late, a start_session that came in time may be there and not read yet.
@@ -225,14 +238,19 @@ class Connection:
     def _carry_out(self, effects: Sequence[Effect]) -> None:
         for effect in effects:
             match effect:
+                case Send(events.SessionStarted() as event):
+                    self._metrics.sessions.inc()
+                    self._outbox.begin(event)
                 case Send(event):
-                    self._note(event)
+                    if isinstance(event, events.Error):
+                        self._note_error(event.error)
                     self._outbox.put(event)
                 case Generate():
                     assert self._tasks is not None
                     self._responder = self._tasks.create_task(self._respond(effect))
                 case Stop():
-                    self._stopped_at = monotonic()
+                    if self._meter is not None:
+                        self._meter.stopped()
                     self._metrics.cancels.inc()
                     if self._responder is not None:
                         self._responder.cancel()
@@ -269,41 +287,17 @@ class Connection:
         return turns[-1].answer if turns else ""
 
     async def _stream(self, effect: Generate) -> Finish:
-        session, number, put = self._session, effect.response, self._outbox.put
-        self._stopped_at = None
-        try:
-            async with contextlib.aclosing(self._engine.generate(effect.request)) as stream:
-                async for item in stream:
-                    if type(item) is Delta:
-                        event = session.delta(number, item, monotonic())
-                        if event is not None:
-                            put(event)
-                    elif type(item) is Finish:
-                        return item
-            raise AssertionError("an engine ended without saying why")
-        finally:
-            self._engine_is_free(effect.request.model)
+        with ResponseMeter(self._metrics.for_engine(self._engine.name, effect.request.model)) as meter:
+            self._meter = meter
+            take = self._session.taker(effect.response, self._outbox.put, monotonic, meter.times)
+            finish = await self._engine.generate(effect.request, take)
+            meter.finished(finish.usage)
+        return finish
 
-    def _engine_is_free(self, model: str) -> None:
-        if self._stopped_at is not None:
-            series = self._metrics.for_engine(self._engine.name, model)
-            series.observe_cancel_to_idle(monotonic() - self._stopped_at)
+    def _flushed(self) -> None:
+        self._all_written.set_result(None)
 
-    def _note(self, event: events.ServerEvent) -> None:
-        match event:
-            case events.Error():
-                self._note_error(event.error)
-            case events.SessionStarted():
-                self._metrics.sessions.inc()
-
-    async def _write(self) -> None:
-        # A client that left while being written to is noticed by the reader as well.
+    async def _close_socket(self, code: int, reason: str) -> None:
+        # A client that left meanwhile is noticed by the reader as well.
         with contextlib.suppress(WebSocketDisconnect):
-            await self._outbox.run()
-
-    async def _send_text(self, text: str) -> None:
-        await self._socket.send({"type": "websocket.send", "text": text})
-        self._session.counters.messages_sent += 1
-
-    async def _send_close(self, code: int, reason: str) -> None:
-        await self._socket.close(code, reason)
+            await self._socket.close(code, reason)

@@ -15,7 +15,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """Ask the engine, and feed what it says into `delta`, `finished` or `failed` under this number."""
+    """Ask the engine, and feed what it says into this number's `taker`, then `finished` or `failed`."""
 
     response: int
     request: GenerationRequest

@@ -7,6 +7,7 @@ import structlog
 
 from llm_service.engines.base import Engine
 from llm_service.errors import FastTalkError
+from llm_service.metrics import Metrics
 
 INTERVAL = 5.0
 PING_TIMEOUT = 3.0
@@ -15,10 +16,11 @@ _log = structlog.get_logger(__name__)
 
 
 class EngineHealth:
-    """The last answer of an engine to a ping."""
+    """The last answer of an engine to a ping; the gauge of `metrics` follows it."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, metrics: Metrics) -> None:
         self._engine = engine
+        self._metrics = metrics
         self.reachable = False
         self.problem: str | None = "not asked yet"
         self.checked_at: float | None = None
@@ -41,6 +43,7 @@ class EngineHealth:
         self.reachable = problem is None
         self.problem = problem
         self.checked_at = monotonic()
+        self._metrics.set_engine_healthy(self._engine.name, self.reachable)
         return self.reachable
 
     async def watch(self) -> None:

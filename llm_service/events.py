@@ -1,11 +1,12 @@
-"""The wire of `/ws/llm`: every message either side may send; `parsing` reads them, `dump` writes them.
+"""The wire of `/ws/llm`: every message either side may send; `parsing` reads them, `encode` writes them.
 
 Client events are pydantic models, since a wrong one must be answered with the place and the bounds; server
 events are msgspec structs, since one is written for every token. The AsyncAPI document and the JSON Schemas
 in docs/ are made from this module alone.
 """
 
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
@@ -271,12 +272,8 @@ SERVER_EVENTS: tuple[type[_ServerEvent], ...] = (
     Error,
 )
 
-_encode = msgspec.json.Encoder().encode
-
-
-def dump(event: ServerEvent) -> str:
-    """Write one server event as the text of a frame."""
-    return _encode(event).decode()
+encode: Final[Callable[[ServerEvent], bytes]] = msgspec.json.Encoder().encode
+"""Writes one server event as the text of a frame, in UTF-8."""
 
 
 def error_event(error: FastTalkError, *, id: str | None = None, terminal: bool = False) -> Error:  # noqa: A002

@@ -1,16 +1,16 @@
-"""Events on their way to one client: bounded, in order, written by one task.
+"""Events on their way to one client: bounded and in order.
 
-Putting never waits, so that neither the engine's stream nor the client's next message is held up by a
-client that reads slowly. What waits is merged: tokens that follow each other become one token event with
-the same text. What passes the bound ends the connection.
+Putting never waits, so that neither the engine's stream nor the client's next message is held up by a client
+that reads slowly. An event is written from within the call that puts it; while the client takes nothing it
+waits here, and what waits is merged: tokens that follow each other become one token event with the same text.
+What passes the bound ends the connection.
 """
 
-import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from time import monotonic
 
-from llm_service.events import ServerEvent, SessionStarted, Thinking, Token, dump
+from llm_service.events import ServerEvent, SessionStarted, Thinking, Token, encode
 
 # Characters of tokens that become one event: clients bound the frames they take, at 1 MiB as a rule.
 MAX_MERGED = 65_536
@@ -21,26 +21,22 @@ _EVENT_OVERHEAD = 64
 class Outbox:
     """The one gate for all that is written to a client.
 
-    `send` writes the text of a frame and `close` the closing frame. `max_bytes` bounds what waits; past it
-    the outbox is `overfull` and takes nothing more.
+    `write` writes the text of a frame; `flushed` is called once, when `close` was called and all that was put
+    before is written. `max_bytes` bounds what waits; past it the outbox is `overfull` and takes nothing more.
     """
 
-    def __init__(
-        self,
-        send: Callable[[str], Awaitable[None]],
-        close: Callable[[int, str], Awaitable[None]],
-        *,
-        max_bytes: int,
-    ) -> None:
-        self._send = send
-        self._close = close
+    def __init__(self, write: Callable[[bytes], None], flushed: Callable[[], None], *, max_bytes: int) -> None:
+        self._write = write
+        self._flushed = flushed
         self._max_bytes = max_bytes
         self._pending: deque[tuple[ServerEvent, int]] = deque()  # with what it weighs
         self._pending_bytes = 0
-        self._wakeup: asyncio.Future[None] | None = None
-        self._closing: tuple[int, str] | None = None
-        self._writing_since: float | None = None
+        self._paused_since: float | None = None
+        self._closing = False
+        self._finished = False
+        self._direct = True  # not paused, not closing, nothing lost: what is put is written at once
         self._seq = 0
+        self._written_before = 0  # in earlier sessions
         self.overfull = False
 
     def __repr__(self) -> str:
@@ -52,62 +48,95 @@ class Outbox:
         return self._seq
 
     @property
+    def written(self) -> int:
+        """Events written so far, of all sessions."""
+        return self._written_before + self._seq
+
+    @property
     def pending_bytes(self) -> int:
         """About how much waits."""
         return self._pending_bytes
 
     @property
+    def paused(self) -> bool:
+        """Whether the client takes nothing for now."""
+        return self._paused_since is not None
+
+    @property
     def closing(self) -> bool:
         """Whether the connection is being closed: nothing more is taken."""
-        return self._closing is not None
+        return self._closing
+
+    def begin(self, event: SessionStarted) -> None:
+        """Put the first event of a session: numbers begin anew with it."""
+        if self._direct:
+            self._restart()
+        self.put(event)
 
     def put(self, event: ServerEvent) -> None:
-        """Queue an event. After `close` it is dropped: the client has been told that it was the end."""
-        if self._closing is not None or self.overfull:
-            return
-        weight = _weight(event)
-        self._pending.append((event, weight))
-        self._pending_bytes += weight
-        if self._pending_bytes > self._max_bytes:
-            self.overfull = True
-        if self._wakeup is not None:
-            self._wake()
+        """Write an event, or queue it while the client takes none.
 
-    def close(self, code: int, reason: str) -> None:
-        """Write what waits, then close the connection. Only the first call counts."""
-        if self._closing is None:
-            self._closing = (code, reason)
-            self._wake()
+        After `close` it is dropped: the client has been told that it was the end.
+        """
+        if self._direct:
+            self._seq = event.seq = self._seq + 1
+            self._write(encode(event))
+        elif not (self._closing or self.overfull):
+            weight = _weight(event)
+            self._pending.append((event, weight))
+            self._pending_bytes += weight
+            self.overfull = self._pending_bytes > self._max_bytes
 
-    def cut(self, code: int, reason: str) -> None:
-        """Forget what waits and close the connection."""
+    def close(self) -> None:
+        """Write what waits, and then no more."""
+        self._closing = True
+        self._direct = False
+        if self._paused_since is None:
+            self._finish()
+
+    def cut(self) -> None:
+        """Forget what waits and write no more."""
         self._pending.clear()
         self._pending_bytes = 0
-        self.close(code, reason)
+        self._closing = True
+        self._direct = False
+        self._finish()
+
+    def pause(self) -> None:
+        """Take note that the client takes nothing for now."""
+        if self._paused_since is None:
+            self._paused_since = monotonic()
+            self._direct = False
+
+    def resume(self) -> None:
+        """Write what waits: the client takes more."""
+        self._paused_since = None
+        while self._pending:
+            event = self._next()
+            if type(event) is SessionStarted:
+                self._restart()
+            self._seq = event.seq = self._seq + 1
+            self._write(encode(event))
+            if self.paused:  # by what was just written
+                return
+        if self._closing:
+            self._finish()
+        else:
+            self._direct = not self.overfull
 
     def stalled_seconds(self, now: float) -> float:
-        """Return for how long the client has taken nothing of what is being written to it."""
-        since = self._writing_since
+        """Return for how long the client has taken nothing of what was written to it."""
+        since = self._paused_since
         return 0.0 if since is None else now - since
 
-    async def run(self) -> None:
-        """Write until the connection is closed by `close`."""
-        while True:
-            while self._pending:
-                event = self._next()
-                self._seq = 1 if type(event) is SessionStarted else self._seq + 1
-                event.seq = self._seq
-                self._writing_since = monotonic()
-                await self._send(dump(event))
-                self._writing_since = None
-            if self._closing is not None:
-                self._writing_since = monotonic()
-                await self._close(*self._closing)
-                self._writing_since = None
-                return
-            self._wakeup = asyncio.get_running_loop().create_future()
-            await self._wakeup
-            self._wakeup = None
+    def _finish(self) -> None:
+        if not self._finished:
+            self._finished = True
+            self._flushed()
+
+    def _restart(self) -> None:
+        self._written_before += self._seq
+        self._seq = 0
 
     def _next(self) -> ServerEvent:
         event = self._pop()
@@ -126,13 +155,9 @@ class Outbox:
         self._pending_bytes -= weight
         return event
 
-    def _wake(self) -> None:
-        if self._wakeup is not None and not self._wakeup.done():
-            self._wakeup.set_result(None)
-
 
 def _weight(event: ServerEvent) -> int:
     """Return about how many bytes an event takes; some echo what the client sent, and may be long."""
     if type(event) is Token or type(event) is Thinking:
         return _EVENT_OVERHEAD + (len(event.data) if event.data.isascii() else len(event.data.encode()))
-    return _EVENT_OVERHEAD + len(dump(event))
+    return _EVENT_OVERHEAD + len(encode(event))

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import struct
+from collections.abc import Callable
 from typing import Any
 
 import h11
@@ -10,8 +12,11 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.frames import Frame
 
 from llm_service.close_codes import CloseCode
+from llm_service.wire import WIRE_EXTENSION
 
-ABORT_EXTENSION = "fasttalk.abort"
+# RFC 6455, 5.2: FIN and the opcode of text, then the length, in 7, 16 or 64 bits.
+_TEXT = 0x81
+_SHORT_HEADERS = [bytes((_TEXT, length)) for length in range(126)]
 
 # A body may come slower than headers: uploads cross phones' networks.
 BODY_TIMEOUT = 30.0
@@ -84,20 +89,52 @@ class DeadlineH11Protocol(H11Protocol):
             self.transport.abort()
 
 
-class AbortableWebSocketProtocol(WebSocketsSansIOProtocol):
-    """Offers the application `ABORT_EXTENSION` in the scope: a callable that drops the TCP connection.
+class WireWebSocketProtocol(WebSocketsSansIOProtocol):
+    """Offers itself to the application in the scope, as the `Wire` under `WIRE_EXTENSION`.
 
-    Closing waits until the peer has read what was written; a peer that never reads would hold its socket
-    and its buffer for ever.
+    A frame written so passes neither a task nor ASGI's dictionaries, and a peer that never reads can be dropped:
+    closing would wait until it has read what was written, holding socket and buffer for ever.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._message_deadline: asyncio.TimerHandle | None = None
+        self._pause: Callable[[], None] | None = None
+        self._resume: Callable[[], None] | None = None
+
+    def write(self, text: bytes) -> None:
+        if self.close_sent or self.transport.is_closing():
+            return
+        length = len(text)
+        if length < 126:
+            header = _SHORT_HEADERS[length]
+        elif length < 65_536:
+            header = struct.pack("!BBH", _TEXT, 126, length)
+        else:
+            header = struct.pack("!BBQ", _TEXT, 127, length)
+        self.transport.write(header + text)
+
+    def listen(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
+        self._pause, self._resume = pause, resume
+        if not self.writable.is_set():
+            pause()
+
+    def abort(self) -> None:
+        self.transport.abort()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._pause is not None:
+            self._pause()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._resume is not None:
+            self._resume()
 
     async def run_asgi(self) -> None:
         extensions: dict[str, Any] = self.scope["extensions"]
-        extensions[ABORT_EXTENSION] = self.transport.abort
+        extensions[WIRE_EXTENSION] = self
         app = self.app
 
         async def finishing(*call: Any) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from llm_service.events import ContextUse, ResponseStats
-from llm_service.generation import Delta, Finish, Usage
+from llm_service.generation import Finish, Usage
 
 
 @dataclass(slots=True)
@@ -15,20 +15,17 @@ class Response:
     started_at: float
     first_token_at: float | None = None
     pieces: list[str] = field(default_factory=list)
-    deltas: int = 0
+    times: list[float] = field(default_factory=list)  # of every delta, reasoning included
 
     @property
     def text(self) -> str:
         """The answer so far, without the reasoning."""
         return "".join(self.pieces)
 
-    def take(self, delta: Delta, now: float) -> None:
-        """Take what the engine said."""
-        self.deltas += 1
-        if not delta.thinking:
-            if self.first_token_at is None:
-                self.first_token_at = now
-            self.pieces.append(delta.text)
+    @property
+    def deltas(self) -> int:
+        """How many deltas came."""
+        return len(self.times)
 
     def stats(self, finish: Finish, now: float, *, context_window: int, dropped_turns: int) -> ResponseStats:
         """Return the figures of `response_complete`."""

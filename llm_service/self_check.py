@@ -10,7 +10,7 @@ from rich.text import Text
 from llm_service.config import Settings
 from llm_service.engines import OpenedEngine, open_engine
 from llm_service.errors import FastTalkError
-from llm_service.generation import Delta, Finish, GenerationRequest, Message, SamplingParams
+from llm_service.generation import Delta, GenerationRequest, Message, SamplingParams
 
 QUESTION = "Say hello in one short sentence."
 MAX_TOKENS = 24
@@ -60,14 +60,14 @@ async def _generate(opened: OpenedEngine) -> str | None:
     started = monotonic()
     first: float | None = None
     text = ""
-    tokens = 0
-    async with contextlib.aclosing(opened.engine.generate(request)) as stream:
-        async for item in stream:
-            if isinstance(item, Delta):
-                first = first or monotonic()
-                text += item.text
-            elif isinstance(item, Finish) and item.usage is not None:
-                tokens = item.usage.completion_tokens
+
+    def take(delta: Delta) -> None:
+        nonlocal first, text
+        first = first or monotonic()
+        text += delta.text
+
+    usage = (await opened.engine.generate(request, take)).usage
     if first is None:
         return None
+    tokens = 0 if usage is None else usage.completion_tokens
     return f"{text.strip()!r} ({tokens} tokens, the first after {first - started:.2f} s)"

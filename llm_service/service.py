@@ -19,7 +19,7 @@ from llm_service.config import Settings
 from llm_service.connection import Connection, ConnectionLimits
 from llm_service.engine_health import EngineHealth
 from llm_service.engines import OpenedEngine, open_engine
-from llm_service.engines.instrumented import InstrumentedEngine
+from llm_service.engines.base import Engine
 from llm_service.events import ErrorBody
 from llm_service.generation import SamplingParams
 from llm_service.metrics import Metrics, shared_registry
@@ -72,7 +72,7 @@ class Service:
         self._opener = opener
         self._stack = contextlib.AsyncExitStack()
         self.opened: OpenedEngine
-        self.engine: InstrumentedEngine
+        self.engine: Engine
         self.health: EngineHealth
         self.manager: SessionManager
 
@@ -82,14 +82,14 @@ class Service:
             self.opened = await self._opener(settings)
             self._stack.push_async_callback(self.opened.engine.aclose)
             self.metrics.know_models(self.opened.models)
-            self.engine = InstrumentedEngine(self.opened.engine, self.metrics)
+            self.engine = self.opened.engine
             self.manager = SessionManager(
                 self._session_defaults(),
                 max_connections=settings.llm_max_connections,
                 session_timeout=settings.session_timeout,
                 new_id=lambda: str(uuid.uuid4()),
             )
-            self.health = EngineHealth(self.engine)
+            self.health = EngineHealth(self.engine, self.metrics)
             await self.health.check()
             psutil.cpu_percent()  # the first call only sets the point from which the next one measures
             tasks = await self._stack.enter_async_context(asyncio.TaskGroup())

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from llm_service.config import Settings
 from llm_service.errors import ConfigurationError
 from llm_service.monitoring import create_monitoring_app
-from llm_service.protocols import AbortableWebSocketProtocol, DeadlineH11Protocol
+from llm_service.protocols import DeadlineH11Protocol, WireWebSocketProtocol
 from llm_service.server import create_app_for
 from llm_service.service import Service
 
@@ -105,7 +105,7 @@ def main_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=Http,
-        ws=AbortableWebSocketProtocol,
+        ws=WireWebSocketProtocol,
         ws_max_size=settings.max_message_bytes,
         ws_ping_interval=settings.ping_interval,
         ws_ping_timeout=settings.ping_timeout,

@@ -23,8 +23,8 @@ from llm_service import events
 from llm_service.conversation import Conversation
 from llm_service.effects import Effect, Generate, Send, Stop
 from llm_service.errors import ContextOverflow, FastTalkError, QueueFull, ResponseInProgress
-from llm_service.events import SessionConfig
-from llm_service.generation import Delta, Finish, GenerationRequest
+from llm_service.events import SessionConfig, Thinking, Token
+from llm_service.generation import Delta, Finish, GenerationRequest, TakeDelta
 from llm_service.response import Response
 from llm_service.session_defaults import SessionDefaults
 
@@ -53,8 +53,8 @@ class Counters:
 class Session:
     """One conversation of one client.
 
-    `new_id` makes session ids. Every method that takes an event returns the effects it has; `delta` alone
-    returns the event to send, since it runs for every token.
+    `new_id` makes session ids. Every method that takes an event returns the effects it has; a delta alone,
+    since there is one for every token, is sent on from within the call that takes it.
     """
 
     def __init__(self, defaults: SessionDefaults, *, new_id: Callable[[], str], now: float) -> None:
@@ -152,15 +152,32 @@ class Session:
         """Tell the client of an error that no message of its own brought up."""
         return [self._error(error)]
 
-    def delta(self, number: int, delta: Delta, now: float) -> events.Token | events.Thinking | None:
-        """Take text from the engine; return the event to send, or None."""
-        response = self._response
-        if response is None or response.number != number:
-            return None
-        response.take(delta, now)
-        if delta.thinking:
-            return events.Thinking(data=delta.text) if events.wants(self._config, "thinking") else None
-        return events.Token(data=delta.text)
+    def taker(
+        self, number: int, send: Callable[[Token | Thinking], None], clock: Callable[[], float], times: list[float]
+    ) -> TakeDelta:
+        """Return what takes this response's text from the engine and sends it on: all of it in one call a token.
+
+        `times` gets the time of each delta.
+        """
+        if self._response is not None and self._response.number == number:
+            self._response.times = times
+
+        def take(delta: Delta) -> None:
+            response = self._response
+            if response is None or response.number != number:
+                return
+            now = clock()
+            times.append(now)
+            if delta.thinking:
+                if events.wants(self._config, "thinking"):
+                    send(Thinking(data=delta.text))
+                return
+            if response.first_token_at is None:
+                response.first_token_at = now
+            response.pieces.append(delta.text)
+            send(Token(data=delta.text))
+
+        return take
 
     def finished(self, number: int, finish: Finish, now: float) -> list[Effect]:
         """Take the end of a generation."""

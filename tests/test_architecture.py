@@ -30,6 +30,7 @@ LEVELS = {
     "engines.base": 1,
     "engines.ndjson": 1,
     "engines.sse": 1,
+    "engines.http1": 1,
     "engines.transport": 1,
     "engines.refusals": 1,
     "engines.model_files": 1,
@@ -40,11 +41,11 @@ LEVELS = {
     "close_codes": 0,
     "asyncapi": 2,
     "engine_health": 2,
+    "metering": 2,
     "engines.ollama": 2,
     "engines.openai": 2,
     "engines.llama_cpp": 2,
     "engines.scripted": 2,
-    "engines.instrumented": 2,
     "engines.limited": 2,
     "engines.breaker": 2,
     "engines.retrying": 2,
@@ -57,6 +58,7 @@ LEVELS = {
     "engines": 4,
     "session_manager": 4,
     "outbox": 5,
+    "wire": 5,
     "connection": 5,
     "service": 5,
     "api": 5,
@@ -104,7 +106,7 @@ PURE_IMPORTS = {
     "typing",
 }
 IMPURE_CALLS = {"open", "input", "print", "exec", "eval", "__import__"}
-KNOW_FASTAPI = {"server", "monitoring", "connection", "protocols", "serving", "workers"}
+KNOW_FASTAPI = {"server", "monitoring", "connection", "wire", "protocols", "serving", "workers"}
 KNOW_THE_PROCESS = {"cli", "main"}
 JUNK_DRAWERS = {"utils", "util", "helpers", "helper", "common", "core"}
 

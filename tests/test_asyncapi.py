@@ -186,7 +186,7 @@ def test_closing_codes_are_listed() -> None:
 def test_server_events_are_valid(event: events.ServerEvent) -> None:
     """What is written for an event is what its schema allows; without its number it is not."""
     event.seq = 1
-    dumped = json.loads(events.dump(event))
+    dumped = json.loads(events.encode(event))
 
     assert [] == [error.message for error in SERVER.iter_errors(dumped)]
     payload = {"$ref": f"#/components/schemas/{type(event).__name__}", "components": DOCUMENT["components"]}

@@ -26,6 +26,7 @@ from llm_service.engines.ollama import OllamaEngine
 from llm_service.engines.openai import OpenAIEngine
 from llm_service.errors import EngineError
 from llm_service.generation import Delta, Finish, GenerationRequest, Message, SamplingParams
+from tests.engines.requests import stream
 
 ENGINES: dict[str, Callable[[int], Engine]] = {
     "ollama": lambda port: OllamaEngine(f"http://127.0.0.1:{port}"),
@@ -57,7 +58,7 @@ def request(script: Script) -> GenerationRequest:
 async def answer(engine: Engine, script: Script) -> tuple[str, Finish]:
     """Return the text and the end of one answer."""
     text = ""
-    async for event in engine.generate(request(script)):
+    async for event in stream(engine, request(script)):
         if isinstance(event, Delta):
             text += event.text
         else:

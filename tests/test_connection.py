@@ -17,7 +17,7 @@ from websockets.exceptions import ConnectionClosed
 
 from llm_service.engines.scripted import Fault, ScriptedEngine
 from llm_service.errors import EngineUnreachable, GenerationFailed
-from llm_service.generation import GenerationEvent, GenerationRequest
+from llm_service.generation import Finish, GenerationRequest, TakeDelta
 from tests.live import Live, ask, collect, live_service, receive, send, start
 
 
@@ -230,13 +230,11 @@ class TestCancel:
             open_streams = 0
             most = 0
 
-            async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
+            async def generate(self, request: GenerationRequest, take: TakeDelta) -> Finish:
                 self.open_streams += 1
                 self.most = max(self.most, self.open_streams)
                 try:
-                    async with contextlib.aclosing(super().generate(request)) as events:
-                        async for event in events:
-                            yield event
+                    return await super().generate(request, take)
                 finally:
                     await asyncio.sleep(0.02)
                     self.open_streams -= 1

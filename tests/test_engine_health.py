@@ -5,10 +5,16 @@ import contextlib
 
 import pytest
 import structlog
+from prometheus_client import CollectorRegistry
 
 from llm_service import engine_health
 from llm_service.engine_health import EngineHealth
 from llm_service.engines.scripted import ScriptedEngine
+from llm_service.metrics import Metrics
+
+
+def metrics() -> Metrics:
+    return Metrics(CollectorRegistry())
 
 
 class SilentEngine(ScriptedEngine):
@@ -18,7 +24,7 @@ class SilentEngine(ScriptedEngine):
 
 async def test_an_engine_that_answers() -> None:
     """Before the first question nothing is known; afterwards the engine is reachable, and no line is logged."""
-    health = EngineHealth(ScriptedEngine())
+    health = EngineHealth(ScriptedEngine(), metrics())
     assert (False, "not asked yet", None) == (health.reachable, health.problem, health.checked_at)
     with structlog.testing.capture_logs() as lines:
         assert await health.check()
@@ -30,7 +36,7 @@ async def test_an_engine_that_answers() -> None:
 async def test_changes_are_logged_once() -> None:
     """An engine that goes and comes back is a warning and an all-clear, however often it is asked in between."""
     engine = ScriptedEngine()
-    health = EngineHealth(engine)
+    health = EngineHealth(engine, metrics())
     with structlog.testing.capture_logs() as lines:
         await health.check()
         for engine.down in (True, True, False, False):
@@ -43,7 +49,7 @@ async def test_down_from_the_start_is_logged() -> None:
     """An engine that never answered is told of, too."""
     engine = ScriptedEngine()
     engine.down = True
-    health = EngineHealth(engine)
+    health = EngineHealth(engine, metrics())
     with structlog.testing.capture_logs() as lines:
         assert not await health.check()
         assert not await health.check()
@@ -54,7 +60,7 @@ async def test_down_from_the_start_is_logged() -> None:
 async def test_silence_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine that takes the question and says nothing counts as not reachable."""
     monkeypatch.setattr(engine_health, "PING_TIMEOUT", 0.01)
-    health = EngineHealth(SilentEngine())
+    health = EngineHealth(SilentEngine(), metrics())
     assert not await health.check()
     assert "no answer within 0.01 seconds" == health.problem
 
@@ -63,7 +69,7 @@ async def test_watch_follows_the_engine(monkeypatch: pytest.MonkeyPatch) -> None
     """The watch goes on asking until it is cancelled."""
     monkeypatch.setattr(engine_health, "INTERVAL", 0.001)
     engine = ScriptedEngine()
-    health = EngineHealth(engine)
+    health = EngineHealth(engine, metrics())
     task = asyncio.create_task(health.watch())
     async with asyncio.timeout(10):
         for engine.down in (False, True, False):
@@ -73,3 +79,14 @@ async def test_watch_follows_the_engine(monkeypatch: pytest.MonkeyPatch) -> None
     with contextlib.suppress(asyncio.CancelledError):
         await task
     assert task.cancelled()
+
+
+async def test_the_gauge_follows() -> None:
+    """The metrics say whether the engine answered when it was last asked."""
+    registry = CollectorRegistry()
+    engine = ScriptedEngine()
+    health = EngineHealth(engine, Metrics(registry))
+    for engine.down in (False, True, False):
+        await health.check()
+        value = registry.get_sample_value("fasttalk_engine_healthy", {"engine": "scripted"})
+        assert value == (0 if engine.down else 1)

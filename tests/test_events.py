@@ -99,17 +99,17 @@ LONG: list[tuple[events.ServerEvent, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("event", "expected"), SHORT, ids=lambda value: type(value).__name__)
-def test_dump(event: events.ServerEvent, expected: dict[str, Any]) -> None:
+def test_encode(event: events.ServerEvent, expected: dict[str, Any]) -> None:
     """A server event is written with its number and type, and nothing for what it does not have."""
     event.seq = 7
 
-    assert {"seq": 7, **expected} == json.loads(events.dump(event))
+    assert {"seq": 7, **expected} == json.loads(events.encode(event))
 
 
 @pytest.mark.parametrize(("event", "expected"), LONG, ids=lambda value: type(value).__name__)
-def test_dump_with_optional_fields(event: events.ServerEvent, expected: dict[str, Any]) -> None:
+def test_encode_with_optional_fields(event: events.ServerEvent, expected: dict[str, Any]) -> None:
     """Optional fields are there when they have something to say."""
-    dumped = json.loads(events.dump(event))
+    dumped = json.loads(events.encode(event))
 
     assert expected == {key: dumped[key] for key in expected}
 
@@ -119,13 +119,13 @@ def test_every_server_event_is_covered() -> None:
     assert set(events.SERVER_EVENTS) == {type(event) for event, _ in SHORT} == set(events.ServerEvent.__args__)
 
 
-def test_dump_is_one_line_of_any_script() -> None:
+def test_encode_is_one_line_of_any_script() -> None:
     """Text of any script goes out as it is; line breaks in it do not break the frame."""
     text = 'a "quote", 日本語, 🙂,\n\u2028\x00'
-    dumped = events.dump(events.Token(data=text, seq=1))
+    dumped = events.encode(events.Token(data=text, seq=1))
 
     assert text == json.loads(dumped)["data"]
-    assert "\n" not in dumped
+    assert b"\n" not in dumped
 
 
 def test_error_event_carries_class_and_instance() -> None:

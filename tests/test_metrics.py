@@ -5,6 +5,7 @@ import random
 import shutil
 import subprocess
 import sys
+from bisect import bisect_left
 from pathlib import Path
 from typing import get_args
 
@@ -13,7 +14,16 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from llm_service.errors import Category
-from llm_service.metrics import CONTENT_TYPE, MESSAGE_TYPES, SHED_REASONS, Metrics, render, shared_registry
+from llm_service.metrics import (
+    CONTENT_TYPE,
+    INTER_TOKEN_BUCKETS,
+    MESSAGE_TYPES,
+    SHED_REASONS,
+    BulkHistogram,
+    Metrics,
+    render,
+    shared_registry,
+)
 
 
 def fresh(*models: str) -> tuple[Metrics, CollectorRegistry]:
@@ -30,7 +40,7 @@ def feed_all(metrics: Metrics) -> None:
     """Touch every way to feed a collector."""
     response = metrics.for_engine("ollama", "small")
     response.observe_first_token(0.2)
-    response.observe_inter_token(0.02)
+    response.observe_inter_token([0, 0, 0, 1, *[0] * 13], 0.02)
     response.observe_cancel_to_idle(0.001)
     for observe in response.observe_duration.values():
         observe(1.5)
@@ -174,6 +184,7 @@ from llm_service.metrics import Metrics
 metrics = Metrics(CollectorRegistry(), models=["small"])
 response = metrics.for_engine("ollama", "small")
 response.observe_first_token(0.5)
+response.observe_inter_token([2] + [0] * 16, 0.001)
 response.running.inc()
 metrics.count_message("cancel")
 metrics.sessions_active.set(2)
@@ -189,8 +200,27 @@ def test_workers_add_up(tmp_path: Path) -> None:
     registry = shared_registry(str(tmp_path))
     pair = {"engine": "ollama", "model": "small"}
     assert registry.get_sample_value("fasttalk_time_to_first_token_seconds_count", pair) == 2
+    assert registry.get_sample_value("fasttalk_inter_token_latency_seconds_count", pair) == 4
     assert registry.get_sample_value("fasttalk_responses_running", pair) == 2
     assert registry.get_sample_value("fasttalk_messages_total", {"type": "cancel"}) == 2
     assert registry.get_sample_value("fasttalk_sessions_active") == 4
     assert registry.get_sample_value("fasttalk_engine_healthy", {"engine": "ollama"}) == 0
     assert b"fasttalk_build_info{" in render(registry)
+
+
+@pytest.mark.parametrize("amounts", [[], [0.0], [0.001, 0.0011, 0.0025, 7.0, 0.02, 0.02]])
+def test_many_observations_at_once(amounts: list[float]) -> None:
+    """Observing in bulk leaves what observing one by one leaves."""
+    registries = CollectorRegistry(), CollectorRegistry()
+    one_by_one, at_once = (
+        BulkHistogram("h", "help", ["l"], buckets=INTER_TOKEN_BUCKETS, registry=registry) for registry in registries
+    )
+    counts = [0] * (len(INTER_TOKEN_BUCKETS) + 1)
+    for amount in amounts:
+        one_by_one.labels("x").observe(amount)
+        counts[bisect_left(INTER_TOKEN_BUCKETS, amount)] += 1
+    one_by_one.labels("x")
+    at_once.labels("x").observe_many(counts, sum(amounts))
+    assert render(registries[0]) == render(registries[1])
+    with pytest.raises(ValueError, match="zip"):
+        at_once.labels("x").observe_many(counts[1:], 0.0)

@@ -1,163 +1,204 @@
 """Events on their way to the client."""
 
-import asyncio
 import json
+from time import monotonic
 
-import pytest
-
-from llm_service.events import Cancelled, Queued, Token
+from llm_service.events import Cancelled, Queued, ServerEvent, SessionStarted, Token
 from llm_service.outbox import Outbox
 
 
 class Client:
-    """Takes frames, or does not while `taking` is cleared."""
+    """Takes frames; while `taking` is False each of them is the last it takes for now."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_bytes: int = 65_536) -> None:
         self.frames: list[dict[str, object]] = []
-        self.closed: tuple[int, str] | None = None
-        self.taking = asyncio.Event()
-        self.taking.set()
+        self.flushed = 0
+        self.taking = True
+        self.outbox = Outbox(self.write, self.flush, max_bytes=max_bytes)
 
-    async def send(self, text: str) -> None:
-        await self.taking.wait()
+    def write(self, text: bytes) -> None:
         self.frames.append(json.loads(text))
+        if not self.taking:
+            self.outbox.pause()
 
-    async def close(self, code: int, reason: str) -> None:
-        await self.taking.wait()
-        self.closed = (code, reason)
+    def flush(self) -> None:
+        self.flushed += 1
 
-    def outbox(self, max_bytes: int = 65_536) -> Outbox:
-        return Outbox(self.send, self.close, max_bytes=max_bytes)
+    @property
+    def types(self) -> list[object]:
+        return [frame["type"] for frame in self.frames]
+
+    @property
+    def text(self) -> str:
+        return "".join(str(frame["data"]) for frame in self.frames if frame["type"] == "token")
 
 
-async def test_events_are_written_in_order_and_numbered_from_1() -> None:
-    """What is put comes out in the same order, with seq 1, 2, 3."""
+def started(number: int) -> SessionStarted:
+    return SessionStarted(session_id=str(number), provider="p", model="m")
+
+
+def test_events_are_written_in_order_and_numbered_from_1() -> None:
+    """What is put is written at once, with seq 1, 2, 3."""
     client = Client()
-    outbox = client.outbox()
-    writer = asyncio.create_task(outbox.run())
-    for event in (Queued(position=1), Queued(position=2), Cancelled(success=False)):
-        outbox.put(event)
-    outbox.close(1000, "bye")
-    await writer
+    events: list[ServerEvent] = [Queued(position=1), Queued(position=2), Cancelled(success=False)]
+    for number, event in enumerate(events, start=1):
+        client.outbox.put(event)
+        assert number == len(client.frames)
     assert [("queued", 1), ("queued", 2), ("cancelled", 3)] == [
         (frame["type"], frame["seq"]) for frame in client.frames
     ]
-    assert (1000, "bye") == client.closed
-    assert 3 == outbox.sent
+    assert 3 == client.outbox.sent == client.outbox.written
 
 
-async def test_tokens_that_wait_become_one() -> None:
+def test_numbers_begin_anew_with_a_session() -> None:
+    """The first event of a session has seq 1, whether it was written at once or had to wait; all are counted."""
+    client = Client()
+    client.outbox.put(Queued(position=1))
+    client.outbox.begin(started(1))
+    client.outbox.put(Queued(position=2))
+    client.outbox.pause()
+    client.outbox.put(Queued(position=3))
+    client.outbox.begin(started(2))
+    client.outbox.put(Queued(position=4))
+    client.outbox.resume()
+    assert [1, 1, 2, 3, 1, 2] == [frame["seq"] for frame in client.frames]
+    assert (2, 6) == (client.outbox.sent, client.outbox.written)
+
+
+def test_tokens_that_wait_become_one() -> None:
     """Tokens put while the client takes nothing are merged: the text is exact, the events fewer."""
     client = Client()
-    client.taking.clear()
-    outbox = client.outbox()
-    writer = asyncio.create_task(outbox.run())
     words = [f"word{number} " for number in range(100)]
-    outbox.put(Token(data=words[0]))
-    await asyncio.sleep(0)
+    client.outbox.put(Token(data=words[0]))
+    client.outbox.pause()
     for word in words[1:50]:
-        outbox.put(Token(data=word))
-    outbox.put(Queued(position=1))
+        client.outbox.put(Token(data=word))
+    client.outbox.put(Queued(position=1))
     for word in words[50:]:
-        outbox.put(Token(data=word))
-    client.taking.set()
-    outbox.close(1000, "")
-    await writer
-    assert ["token", "token", "queued", "token"] == [frame["type"] for frame in client.frames]
-    assert "".join(words) == "".join(str(frame["data"]) for frame in client.frames if frame["type"] == "token")
+        client.outbox.put(Token(data=word))
+    assert ["token"] == client.types
+    client.outbox.resume()
+    assert ["token", "token", "queued", "token"] == client.types
+    assert "".join(words) == client.text
     assert [1, 2, 3, 4] == [frame["seq"] for frame in client.frames]
 
 
-async def test_a_client_that_keeps_up_gets_each_token() -> None:
-    """Tokens are not held back in order to merge them."""
+def test_a_merged_token_has_a_bound() -> None:
+    """What waited for long comes as several events, none of them much longer than 64 Ki characters."""
+    client = Client(max_bytes=1_000_000)
+    client.outbox.pause()
+    for _ in range(20):
+        client.outbox.put(Token(data="x" * 10_000))
+    client.outbox.resume()
+    sizes = [len(str(frame["data"])) for frame in client.frames]
+    assert (200_000, True) == (sum(sizes), max(sizes) < 65_536 + 10_000)
+    assert len(sizes) > 1
+
+
+def test_what_was_paused_by_its_own_write_waits() -> None:
+    """A client that takes one frame at a time gets all of them, in order, one for each time it resumes."""
     client = Client()
-    outbox = client.outbox()
-    writer = asyncio.create_task(outbox.run())
-    for number, word in enumerate("abc", start=1):
-        outbox.put(Token(data=word))
-        while len(client.frames) < number:
-            await asyncio.sleep(0)
-    outbox.close(1000, "")
-    await writer
-    assert ["a", "b", "c"] == [frame["data"] for frame in client.frames]
+    client.taking = False
+    for position in range(1, 5):
+        client.outbox.put(Queued(position=position))
+    for written in range(1, 5):
+        assert written == len(client.frames)
+        client.outbox.resume()
+    assert [1, 2, 3, 4] == [frame["position"] for frame in client.frames]
+    client.taking = True
+    client.outbox.put(Queued(position=5))
+    assert 5 == len(client.frames)
 
 
-async def test_what_waits_is_bounded() -> None:
-    """Past the bound the outbox is overfull and takes nothing more."""
-    outbox = Client().outbox(max_bytes=65_536)
+def test_what_waits_is_bounded() -> None:
+    """Past the bound the outbox is overfull and takes nothing more, even when the client reads on."""
+    client = Client(max_bytes=65_536)
+    client.outbox.pause()
     overfull = []
     for size in (60_000, 6_000):
-        outbox.put(Token(data="x" * size))
-        overfull.append(outbox.overfull)
+        client.outbox.put(Token(data="x" * size))
+        overfull.append(client.outbox.overfull)
     assert [False, True] == overfull
-    before = repr(outbox)
-    outbox.put(Token(data="x"))
-    assert before == repr(outbox)
+    before = repr(client.outbox)
+    client.outbox.put(Token(data="lost"))
+    assert before == repr(client.outbox)
+    client.outbox.resume()
+    client.outbox.put(Token(data="never seen behind a gap"))
+    assert "x" * 66_000 == client.text
 
 
-async def test_a_client_that_keeps_up_never_overfills() -> None:
+def test_a_client_that_keeps_up_never_overfills() -> None:
     """The count of what waits goes back to nothing: any amount passes through a small bound."""
-    client = Client()
-    outbox = client.outbox(max_bytes=1024)
-    writer = asyncio.create_task(outbox.run())
+    client = Client(max_bytes=1024)
     for _ in range(200):
+        client.outbox.pause()
         for _ in range(5):
-            outbox.put(Token(data="x" * 100))
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-    outbox.close(1000, "")
-    await writer
-    assert not outbox.overfull
-    assert "<Outbox: 0 events, 0 bytes," in repr(outbox)
-    assert 100_000 == sum(len(str(frame["data"])) for frame in client.frames)
+            client.outbox.put(Token(data="x" * 100))
+        client.outbox.resume()
+    assert not client.outbox.overfull
+    assert (0, 100_000) == (client.outbox.pending_bytes, len(client.text))
 
 
-async def test_a_stall_is_measured() -> None:
-    """Only while something is being written and not taken does the client stall."""
+def test_a_stall_is_measured() -> None:
+    """Only while the client takes nothing does it stall, from the first moment of it."""
     client = Client()
-    outbox = client.outbox()
-    writer = asyncio.create_task(outbox.run())
-    await asyncio.sleep(0)
-    assert 0.0 == outbox.stalled_seconds(1e12)
-    client.taking.clear()
-    outbox.put(Token(data="x"))
-    await asyncio.sleep(0)
-    assert outbox.stalled_seconds(1e12) > 0
-    client.taking.set()
-    outbox.close(1000, "")
-    await writer
-    assert 0.0 == outbox.stalled_seconds(0)
+    now = monotonic()
+    assert 0.0 == client.outbox.stalled_seconds(now + 100)
+    client.outbox.pause()
+    client.outbox.pause()
+    assert 99 < client.outbox.stalled_seconds(now + 100) <= 100
+    client.outbox.resume()
+    assert 0.0 == client.outbox.stalled_seconds(now + 100)
 
 
-async def test_cut_forgets_what_waits() -> None:
-    """A client that is given up gets the closing frame and nothing before it."""
+def test_close_writes_what_waits() -> None:
+    """A close is carried out once all that was put before is written, and once only."""
     client = Client()
-    outbox = client.outbox()
-    outbox.put(Token(data="x"))
-    outbox.cut(3008, "slow client")
-    await outbox.run()
-    assert [] == client.frames
-    assert (3008, "slow client") == client.closed
+    client.outbox.pause()
+    client.outbox.put(Token(data="x"))
+    client.outbox.close()
+    assert (0, True) == (client.flushed, client.outbox.closing)
+    client.outbox.resume()
+    assert ("x", 1) == (client.text, client.flushed)
+    client.outbox.close()
+    client.outbox.cut()
+    client.outbox.resume()
+    assert 1 == client.flushed
 
 
-async def test_nothing_follows_the_close() -> None:
-    """What is put after close is dropped, and only the first close counts."""
+def test_close_with_nothing_waiting() -> None:
+    """Nothing is waited for when nothing waits, but what was written last must have been taken."""
     client = Client()
-    outbox = client.outbox()
-    outbox.put(Token(data="x"))
-    outbox.close(1000, "first")
-    outbox.close(3001, "second")
-    outbox.put(Token(data="y"))
-    await outbox.run()
-    assert ["x"] == [frame["data"] for frame in client.frames]
-    assert (1000, "first") == client.closed
+    client.outbox.close()
+    assert 1 == client.flushed
+    slow = Client()
+    slow.taking = False
+    slow.outbox.put(Token(data="x"))
+    slow.outbox.close()
+    assert 0 == slow.flushed
+    slow.outbox.resume()
+    assert 1 == slow.flushed
 
 
-async def test_the_writer_can_be_cancelled() -> None:
-    """Cancelling the writer while it waits ends it at once."""
-    outbox = Client().outbox()
-    writer = asyncio.create_task(outbox.run())
-    await asyncio.sleep(0)
-    writer.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await writer
+def test_cut_forgets_what_waits() -> None:
+    """A client that is given up gets nothing of what waited, whether or not it was being closed before."""
+    for closing in (False, True):
+        client = Client()
+        client.outbox.pause()
+        client.outbox.put(Token(data="x"))
+        if closing:
+            client.outbox.close()
+        client.outbox.cut()
+        client.outbox.resume()
+        assert ([], 1) == (client.frames, client.flushed)
+
+
+def test_nothing_follows_the_close() -> None:
+    """What is put after close is dropped."""
+    client = Client()
+    client.outbox.put(Token(data="x"))
+    client.outbox.close()
+    client.outbox.put(Token(data="y"))
+    client.outbox.resume()
+    client.outbox.put(Token(data="z"))
+    assert "x" == client.text

@@ -11,6 +11,7 @@ from llm_service.events import Cancel, EndSession, SessionConfig, StartSession, 
 from llm_service.generation import Delta, Finish, GenerationRequest, SamplingParams, Usage
 from llm_service.session import Session, SessionState
 from llm_service.session_defaults import SessionDefaults
+from tests.sessions import say
 
 DEFAULTS = SessionDefaults(
     provider="scripted",
@@ -41,7 +42,7 @@ def _active(config: SessionConfig | None = None) -> Session:
 def _busy(config: SessionConfig | None = None) -> Session:
     session = _active(config)
     session.receive(UserMessage(text="one", id="u-1"), 1.0)
-    session.delta(1, Delta("Hel"), 2.0)
+    say(session, 1, Delta("Hel"), 2.0)
     return session
 
 
@@ -192,8 +193,8 @@ def test_a_response() -> None:
     ] == effects
     assert ["Be kind.", "hi"] == _texts(_request(effects))
 
-    assert events.Token(data="Hel") == session.delta(1, Delta("Hel"), 10.5)
-    assert events.Token(data="lo") == session.delta(1, Delta("lo"), 11.0)
+    assert events.Token(data="Hel") == say(session, 1, Delta("Hel"), 10.5)
+    assert events.Token(data="lo") == say(session, 1, Delta("lo"), 11.0)
     effects = session.finished(1, Finish("length", Usage(prompt_tokens=20, completion_tokens=7, cached_tokens=3)), 12.0)
     stats = events.ResponseStats(
         tokens_generated=7,
@@ -224,8 +225,8 @@ def test_stats_of_an_engine_that_does_not_count() -> None:
     )
 
     session.receive(UserMessage(text="hi"), 2.0)
-    session.delta(2, Delta("hm", thinking=True), 2.1)
-    session.delta(2, Delta("Hello"), 2.2)
+    say(session, 2, Delta("hm", thinking=True), 2.1)
+    say(session, 2, Delta("Hello"), 2.2)
     (event,) = _sent(session.finished(2, STOPPED, 3.0))
     assert isinstance(event, events.ResponseComplete)
     assert (2, True) == (event.stats.tokens_generated, event.stats.estimated)
@@ -249,7 +250,7 @@ def test_an_engine_that_found_the_prompt_too_long_is_learnt_from() -> None:
     for _ in range(4):
         session.receive(UserMessage(text="a" * 600), 1.0)
         assert session.running is not None
-        session.delta(session.running, Delta("yes"), 1.5)
+        say(session, session.running, Delta("yes"), 1.5)
         session.finished(session.running, Finish("stop"), 2.0)
     first = _request(session.receive(UserMessage(text="b" * 300), 3.0))
     assert session.running is not None
@@ -280,8 +281,8 @@ def test_thinking_is_neither_said_nor_remembered() -> None:
     session = _active()
     session.receive(UserMessage(text="hi"), 1.0)
 
-    assert session.delta(1, Delta("hm", thinking=True), 1.5) is None
-    session.delta(1, Delta("Hello"), 2.0)
+    assert say(session, 1, Delta("hm", thinking=True), 1.5) is None
+    say(session, 1, Delta("Hello"), 2.0)
     (event,) = _sent(session.finished(1, STOPPED, 3.0))
     assert isinstance(event, events.ResponseComplete)
     assert 1000.0 == event.stats.time_to_first_token_ms
@@ -293,7 +294,7 @@ def test_thinking_on_request() -> None:
     session = _active(SessionConfig(events=["thinking"]))
     session.receive(UserMessage(text="hi"), 1.0)
 
-    assert events.Thinking(data="hm") == session.delta(1, Delta("hm", thinking=True), 1.5)
+    assert events.Thinking(data="hm") == say(session, 1, Delta("hm", thinking=True), 1.5)
     session.finished(1, STOPPED, 3.0)
     assert [("hi", "", False)] == _history(session)
 
@@ -319,7 +320,7 @@ def test_failed_turn_leaves_the_history() -> None:
     session = _busy()
     session.finished(1, STOPPED, 3.0)
     first = _texts(_request(session.receive(UserMessage(text="two", id="u-2"), 4.0)))
-    session.delta(2, Delta("Wor"), 5.0)
+    say(session, 2, Delta("Wor"), 5.0)
     error = _error(session.failed(2, EngineTimeout("too slow", retry_after=30.0), 6.0))
 
     assert ("engine_timeout", "too slow", 30.0) == (error.error.code, error.error.message, error.error.retry_after)
@@ -334,7 +335,7 @@ def test_unreadable_message_changes_nothing() -> None:
     error = _error(session.reject(InvalidJSON("the message is not JSON"), 3.0))
 
     assert ("invalid_json", False) == (error.error.code, error.terminal)
-    assert events.Token(data="lo") == session.delta(1, Delta("lo"), 4.0)
+    assert events.Token(data="lo") == say(session, 1, Delta("lo"), 4.0)
 
 
 # Busy
@@ -426,7 +427,7 @@ def test_late_words_of_the_engine_are_ignored() -> None:
     session.receive(Cancel(), 3.0)
     session.receive(UserMessage(text="two"), 4.0)
 
-    assert session.delta(1, Delta("lo"), 5.0) is None
+    assert say(session, 1, Delta("lo"), 5.0) is None
     assert [] == session.finished(1, STOPPED, 5.0)
     assert [] == session.failed(1, EngineTimeout("too slow"), 5.0)
     assert 2 == session.running
@@ -438,7 +439,7 @@ def test_late_words_of_thinking_are_ignored() -> None:
     session = _busy(SessionConfig(events=["thinking"]))
     session.receive(Cancel(), 3.0)
 
-    assert session.delta(1, Delta("hm", thinking=True), 5.0) is None
+    assert say(session, 1, Delta("hm", thinking=True), 5.0) is None
 
 
 # Configuration
@@ -458,7 +459,7 @@ def test_update_config_is_for_the_next_response() -> None:
     """A running response ends as it began; the next has the new configuration, on the same history."""
     session = _busy()
     session.receive(UpdateConfig(config=SessionConfig(system_prompt="Be short.", model="large")), 3.0)
-    assert events.Token(data="lo") == session.delta(1, Delta("lo"), 4.0)
+    assert events.Token(data="lo") == say(session, 1, Delta("lo"), 4.0)
     session.finished(1, Finish("stop", Usage(prompt_tokens=20, completion_tokens=2)), 5.0)
     request = _request(session.receive(UserMessage(text="two"), 6.0))
 
@@ -479,7 +480,7 @@ def test_refused_update_keeps_the_old() -> None:
 def test_end_session() -> None:
     """The end is told with the session's figures; the next message begins another session."""
     session = _busy()
-    session.delta(1, Delta("lo"), 2.5)
+    say(session, 1, Delta("lo"), 2.5)
     session.finished(1, Finish("stop", Usage(prompt_tokens=20, completion_tokens=7)), 3.0)
     session.reject(InvalidJSON("the message is not JSON"), 4.0)
     (event,) = _sent(session.receive(EndSession(), 10.0))

@@ -15,6 +15,7 @@ from llm_service.events import SessionConfig
 from llm_service.generation import Delta, Finish, SamplingParams, Usage
 from llm_service.session import Session, SessionState
 from llm_service.session_defaults import SessionDefaults
+from tests.sessions import say
 
 FUZZ = 20 if os.environ.get("FASTTALK_FUZZ") == "1" else 1
 
@@ -197,7 +198,7 @@ class SessionMachine(RuleBasedStateMachine):
     @rule(age=AGES, text=st.sampled_from(["a", " word", "日"]), thinking=st.booleans())
     def delta(self, age: int, text: str, thinking: bool) -> None:
         number = len(self.client.answers) - age
-        event = self.session.delta(number, Delta(text, thinking=thinking), self._tick())
+        event = say(self.session, number, Delta(text, thinking=thinking), self._tick())
         if number != self.client.running:
             assert event is None
         elif not thinking:

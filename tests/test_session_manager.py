@@ -10,6 +10,7 @@ from llm_service.generation import Delta, Finish, SamplingParams, Usage
 from llm_service.session import Session
 from llm_service.session_defaults import SessionDefaults
 from llm_service.session_manager import SessionManager
+from tests.sessions import say
 
 
 def manager(max_connections: int = 2) -> SessionManager:
@@ -33,7 +34,7 @@ def answer(session: Session, now: float) -> None:
     session.receive(UserMessage(text="hello"), now)
     number = session.running
     assert number is not None
-    session.delta(number, Delta("hi"), now + 0.5)
+    say(session, number, Delta("hi"), now + 0.5)
     session.finished(number, Finish("stop", Usage(prompt_tokens=5, completion_tokens=7)), now + 1)
 
 

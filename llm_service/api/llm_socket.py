@@ -14,8 +14,8 @@ from llm_service.access import SUBPROTOCOL, key_from_handshake
 from llm_service.close_codes import CloseCode
 from llm_service.connection import Connection
 from llm_service.errors import FastTalkError, OriginNotAllowed, ShuttingDown, TooManyConnections, Unauthorized
-from llm_service.protocols import ABORT_EXTENSION
 from llm_service.service import Service
+from llm_service.wire import wire_of
 
 router = APIRouter()
 _log = structlog.get_logger(__name__)
@@ -38,6 +38,7 @@ async def llm_socket(socket: WebSocket) -> None:
         return
     connection = Connection(
         socket,
+        wire_of(socket),
         session,
         service.engine,
         service.manager,
@@ -45,7 +46,6 @@ async def llm_socket(socket: WebSocket) -> None:
         service.metrics,
         accepts_key=service.access.accepts_key if service.access.needs_key and key is None else None,
         note_error=service.note_error,
-        abort=socket.scope["extensions"].get(ABORT_EXTENSION, lambda: None),
     )
     service.enter(connection)
     _log.info("connection_opened", session_id=session.id, connections=len(service.connections))
@@ -83,5 +83,5 @@ async def _turn_away(service: Service, socket: WebSocket, error: FastTalkError) 
     event.seq = 1
     service.note_error(event.error)
     with contextlib.suppress(WebSocketDisconnect):
-        await socket.send({"type": "websocket.send", "text": events.dump(event)})
+        await socket.send({"type": "websocket.send", "text": events.encode(event).decode()})
         await socket.close(CloseCode.CONNECTION_LIMIT, "connection limit")

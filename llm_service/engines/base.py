@@ -1,9 +1,8 @@
 """What every engine and every wrapper around one can do."""
 
-from collections.abc import AsyncGenerator
 from typing import Protocol
 
-from llm_service.generation import GenerationEvent, GenerationRequest
+from llm_service.generation import Finish, GenerationRequest, TakeDelta
 
 
 class Engine(Protocol):
@@ -18,11 +17,11 @@ class Engine(Protocol):
         """The provider's name, as in LLM_PROVIDER: a label in metrics and logs."""
         ...
 
-    def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
-        """Yield the answer as `Delta`s, none of them empty, then exactly one `Finish`.
+    async def generate(self, request: GenerationRequest, take: TakeDelta) -> Finish:
+        """Hand the answer to `take`, delta by delta, none of them empty; return once it is over.
 
-        Closing the generator (`contextlib.aclosing`) is the cancel: it aborts the stream to whatever
-        generates, at once.
+        Cancelling the task that waits here is the cancel: it aborts the stream to whatever generates, at once.
+        What `take` raises ends the generation and comes out of it.
         """
         ...
 

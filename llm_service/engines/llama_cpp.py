@@ -5,7 +5,6 @@ One streaming path serves both: what stops an answer on a distant llama-server s
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +16,7 @@ from llm_service.engines.model_files import checked
 from llm_service.engines.openai import OpenAIEngine
 from llm_service.engines.refusals import UNREADABLE
 from llm_service.errors import EngineUnavailable, FastTalkError, GenerationFailed, ModelNotFound
-from llm_service.generation import Finish, GenerationEvent, GenerationRequest
+from llm_service.generation import Finish, GenerationRequest, TakeDelta
 
 # llama.cpp stops between two batches of a prompt, so a batch is how long a cancelled prompt runs on.
 # On two cores 128 tokens take 0.3 s, and a prompt as a whole no longer than in batches of 512.
@@ -109,15 +108,15 @@ class LlamaCppEngine:
         """The URL of the server inside; without the key, which never leaves this object, it refuses."""
         return self._address
 
-    def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
-        """Yield the answer as `Delta`s, then one `Finish`; closing the generator frees the slot.
+    async def generate(self, request: GenerationRequest, take: TakeDelta) -> Finish:
+        """Hand the answer to `take` as it comes; cancelling frees the slot.
 
         Raises:
             ContextOverflow: the prompt is longer than the window; nothing was generated.
             EngineError: anything else.
         """
-        # Not through a generator of our own: that would be a second one to pass for every token.
-        return self._api.generate(request) if request.model == self._model else self._unknown(request.model)
+        self._check(request.model)
+        return await self._api.generate(request, take)
 
     async def load(self, model: str, context_window: int) -> None:  # noqa: ARG002
         """Return: the model has been in memory, warmed up, since `open`.
@@ -125,8 +124,7 @@ class LlamaCppEngine:
         Raises:
             ModelNotFound: the name is another model's.
         """
-        if model != self._model:
-            raise ModelNotFound(f"The embedded engine has no model '{model}', only '{self._model}'.")
+        self._check(model)
 
     async def ping(self) -> None:
         """Return if the server inside answers."""
@@ -151,17 +149,15 @@ class LlamaCppEngine:
         await asyncio.to_thread(self._servers.clear)
 
     async def _slots(self) -> list[_Slot]:
-        # The whole URL: /slots stands beside /v1, not below it.
-        document = await self._api.document(f"{self._address}/slots")
+        document = await self._api.document("/slots")
         try:
             return msgspec.json.decode(document, type=list[_Slot])
         except UNREADABLE:
             raise GenerationFailed("llama.cpp sent a list of slots that can't be read.") from None
 
-    async def _unknown(self, model: str) -> AsyncGenerator[GenerationEvent, None]:
-        # Raises: it is called for other models only. The yield makes this a generator.
-        await self.load(model, self._window)
-        yield Finish("error")
+    def _check(self, model: str) -> None:
+        if model != self._model:
+            raise ModelNotFound(f"The embedded engine has no model '{model}', only '{self._model}'.")
 
 
 def _import_xllamacpp() -> ModuleType:

@@ -1,18 +1,13 @@
 """Everything that speaks OpenAI's chat completions over server-sent events: vLLM, llama-server, LM Studio, TGI."""
 
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 
 from llm_service.engines.refusals import UNREADABLE, Refusal, error_fields, refused
 from llm_service.engines.sse import SSEDecoder
-from llm_service.engines.transport import (
-    EngineClient,
-    display_name,
-    read_to_end,
-)
+from llm_service.engines.transport import EngineClient, display_name
 from llm_service.errors import (
     ConfigurationError,
     ContextOverflow,
@@ -21,7 +16,7 @@ from llm_service.errors import (
     GenerationFailed,
     ModelNotFound,
 )
-from llm_service.generation import Delta, Finish, GenerationEvent, GenerationRequest, Usage
+from llm_service.generation import Delta, Finish, GenerationRequest, TakeDelta, Usage
 
 _NO_ERROR = (b"", b"null")
 
@@ -125,10 +120,6 @@ class OpenAIEngine:
             read_timeout=read_timeout,
             refuse=self._refused,
             headers={"Authorization": f"Bearer {api_key}"} if api_key else None,
-            # llama-server announces keep-alive and closes after a stream all the same, so that the next
-            # request meets a closing connection. A new one costs a handshake, which only TLS makes dear,
-            # and what ends TLS for a llama-server keeps its word.
-            reuse=base_url.startswith("https:"),
         )
 
     @property
@@ -136,34 +127,16 @@ class OpenAIEngine:
         """The provider's name, as in LLM_PROVIDER."""
         return self._name
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
-        """Yield the answer as `Delta`s, then one `Finish`; closing the generator aborts the engine's work.
+    async def generate(self, request: GenerationRequest, take: TakeDelta) -> Finish:
+        """Hand the answer to `take` as it comes; cancelling aborts the engine's work.
 
         Raises:
             ContextOverflow: the prompt is longer than the engine's window; nothing was generated.
             EngineError: anything else.
         """
-        events = SSEDecoder()
-        reason = ""
-        usage: Usage | None = None
-        async with aclosing(self._http.stream("/chat/completions", _encode(self._chat(request)))) as chunks:
-            async for chunk in chunks:
-                for data in events.feed(chunk):
-                    if data == b"[DONE]":
-                        yield self._finish(reason, usage)
-                        await read_to_end(chunks)
-                        return
-                    part = self._decode(data)
-                    usage = _usage(part) or usage
-                    for choice in part.choices or ():
-                        delta = choice.delta
-                        if delta is not None and choice.index == 0:
-                            if thought := delta.reasoning_content or delta.reasoning:
-                                yield Delta(thought, thinking=True)
-                            if delta.content:
-                                yield Delta(delta.content)
-                        reason = choice.finish_reason or reason
-        yield self._finish(reason, usage)
+        answer = _Answer(self._label, self._refused, take)
+        await self._http.stream("/chat/completions", _encode(self._chat(request)), answer.feed)
+        return answer.end()
 
     async def load(self, model: str, context_window: int) -> None:
         """Do nothing: such a server has its model in memory before it answers at all."""
@@ -186,9 +159,9 @@ class OpenAIEngine:
             return entry.max_model_len if entry else None
         return entry.meta.n_ctx or entry.meta.n_ctx_train
 
-    async def document(self, url: str) -> bytes:
-        """GET a URL of the same server that is no part of OpenAI's API, such as llama-server's /slots."""
-        return await self._http.get(url)
+    async def document(self, path: str) -> bytes:
+        """GET what the same server has beside OpenAI's API, such as llama-server's /slots."""
+        return await self._http.get(path, below_base=False)
 
     async def aclose(self) -> None:
         """Close all connections. A second call does nothing."""
@@ -223,23 +196,6 @@ class OpenAIEngine:
                 chat["chat_template_kwargs"] = {"enable_thinking": request.think}
         return chat
 
-    def _decode(self, data: bytes) -> _Chunk:
-        try:
-            part = _decode_chunk(data)
-        except UNREADABLE:
-            raise GenerationFailed(f"{self._label} sent an event that can't be read.") from None
-        if bytes(part.error) not in _NO_ERROR or part.object == "error":
-            raise self._refused(Refusal(500, *error_fields(data)))
-        return part
-
-    def _finish(self, reason: str, usage: Usage | None) -> Finish:
-        if not reason:
-            raise GenerationFailed(f"{self._label} broke off in the middle of its answer.")
-        if reason == "content_filter":
-            # What the filter withheld is missing from the text: an answer that is not whole is not one.
-            raise EngineRejected(f"{self._label} withheld the rest of the answer: its content filter stepped in.")
-        return Finish("length" if reason == "length" else "stop", usage)
-
     def _refused(self, refusal: Refusal) -> FastTalkError:
         if refusal.kind in _OVERFLOW_KINDS or refusal.text.startswith(_OVERFLOW_TEXT):
             return ContextOverflow("The conversation is longer than the model's context window.")
@@ -249,6 +205,56 @@ class OpenAIEngine:
             return EngineRejected(f"{self._label} does not know the path: its URL usually ends with /v1.")
         # Messages of these engines are not quoted: vLLM's repeat the request, and with it the prompt.
         return refused(refusal, self._label, quote=False)
+
+
+class _Answer:
+    """Reads one answer: bytes in, deltas out to `take`, and the end. `refused` makes the error of an error event."""
+
+    def __init__(self, label: str, refused: Callable[[Refusal], FastTalkError], take: TakeDelta) -> None:
+        self._label = label
+        self._refused = refused
+        self._take = take
+        self._events = SSEDecoder()
+        self._reason = ""
+        self._usage: Usage | None = None
+
+    def feed(self, data: bytes) -> bool:
+        """Take what was read; return whether that was the end of the answer."""
+        for payload in self._events.feed(data):
+            if payload == b"[DONE]":
+                return True
+            self._read(self._decode(payload))
+        return False
+
+    def end(self) -> Finish:
+        """Return how the answer ended; call it when the stream is over."""
+        if not self._reason:
+            raise GenerationFailed(f"{self._label} broke off in the middle of its answer.")
+        if self._reason == "content_filter":
+            # What the filter withheld is missing from the text: an answer that is not whole is not one.
+            raise EngineRejected(f"{self._label} withheld the rest of the answer: its content filter stepped in.")
+        return Finish("length" if self._reason == "length" else "stop", self._usage)
+
+    def _read(self, part: _Chunk) -> None:
+        if part.usage is not None or part.timings is not None:
+            self._usage = _usage(part)
+        for choice in part.choices or ():
+            delta = choice.delta
+            if delta is not None and choice.index == 0:
+                if thought := delta.reasoning_content or delta.reasoning:
+                    self._take(Delta(thought, thinking=True))
+                if delta.content:
+                    self._take(Delta(delta.content))
+            self._reason = choice.finish_reason or self._reason
+
+    def _decode(self, payload: bytes) -> _Chunk:
+        try:
+            part = _decode_chunk(payload)
+        except UNREADABLE:
+            raise GenerationFailed(f"{self._label} sent an event that can't be read.") from None
+        if bytes(part.error) not in _NO_ERROR or part.object == "error":
+            raise self._refused(Refusal(500, *error_fields(payload)))
+        return part
 
 
 def _usage(part: _Chunk) -> Usage | None:

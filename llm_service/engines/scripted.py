@@ -4,14 +4,13 @@ import asyncio
 import re
 import zlib
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import aclosing
+from collections.abc import Callable, Iterable
 from typing import Literal, TypeVar
 
 import msgspec
 
 from llm_service.errors import EngineError, EngineUnreachable, ModelNotFound
-from llm_service.generation import Delta, Finish, GenerationEvent, GenerationRequest, Usage
+from llm_service.generation import Delta, Finish, GenerationRequest, TakeDelta, Usage
 
 Ending = Literal["finished", "failed", "closed"]
 
@@ -54,7 +53,7 @@ class ScriptedEngine:
     means that every name is known. While `down` is set, everything raises EngineUnreachable.
 
     `requests`, `endings` and `loads` (the last thousand of each), `running` and `most_running` at once record
-    what happened. A generation counts from the first time it is asked for an event. `tokens_per_second` may
+    what happened. `tokens_per_second` may
     be changed; it is read when a generation starts.
     """
 
@@ -89,25 +88,23 @@ class ScriptedEngine:
         """The provider's name, as in LLM_PROVIDER."""
         return self._name
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
-        """Yield the script's answer, cut at the request's max_tokens, then one `Finish`."""
+    async def generate(self, request: GenerationRequest, take: TakeDelta) -> Finish:
+        """Hand the script's answer to `take`, cut at the request's max_tokens."""
         _record(self.requests, request)
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         ending: Ending = "closed"
         try:
             self._check(request.model)
-            async with aclosing(self._events(request)) as events:
-                async for event in events:
-                    if isinstance(event, Finish):
-                        ending = "finished"
-                    yield event
+            finish = await self._say(request, take)
+            ending = "finished"
         except Exception:
             ending = "failed"
             raise
         finally:
             self.running -= 1
             _record(self.endings, ending)
+        return finish
 
     def fail(self, error: EngineError, *, after: int = 0) -> None:
         """Make the next generation that has no fault yet fail after so many tokens."""
@@ -136,7 +133,7 @@ class ScriptedEngine:
         """Note that it was closed."""
         self.closed = True
 
-    async def _events(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
+    async def _say(self, request: GenerationRequest, take: TakeDelta) -> Finish:
         fault = self.faults.popleft() if self.faults else None
         clock = asyncio.get_running_loop().time
         due, interval = clock() + self._ttft, 1.0 / self.tokens_per_second
@@ -151,11 +148,11 @@ class ScriptedEngine:
             await asyncio.sleep(max(0.0, due + count * interval - clock()))
             count += 1
             if token:
-                yield Delta(token)
+                take(Delta(token))
         if fault is not None and count == fault.after_tokens:
             await _suffer(fault)
         prompt_tokens = sum(len(message.content.split()) for message in request.messages)
-        yield Finish(reason, Usage(prompt_tokens, count))
+        return Finish(reason, Usage(prompt_tokens, count))
 
     def _check(self, model: str | None = None) -> None:
         if self.down:

@@ -1,19 +1,20 @@
-"""The seam between engines and HTTP: opens a stream, hands out its bytes, aborts it.
+"""The seam between engines and HTTP: asks for a document, or for a stream whose bytes are handed over as they come.
 
-Nothing of httpx or aiohttp gets past this module: what they raise becomes one of our errors by one table.
+Nothing of httpx, httptools or the system gets past this module: what they raise becomes one of our errors by
+one table.
 """
 
 import asyncio
+import base64
+import socket
 import ssl
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import cache
 
-import aiohttp
 import httpx
-from aiohttp.http_exceptions import HttpProcessingError
-from httpx_aiohttp import AiohttpTransport
 
+from llm_service.engines.http1 import Answer, BodyCutOff, HTTPConnection, InvalidHTTP, TakeBytes
 from llm_service.engines.refusals import Refusal, error_fields, retry_after
 from llm_service.errors import (
     EngineError,
@@ -30,9 +31,7 @@ QUICK_SECONDS = 5.0
 
 # uvicorn, and so vLLM, closes a connection after 5 s without a request. Giving it up before that keeps
 # a request from meeting a connection that is just being closed.
-_KEEPALIVE_SECONDS = 4.0
-# Admission is the business of the wrappers. aiohttp's own limit of 100 would be a hidden queue.
-_MAX_CONNECTIONS = 1_000_000
+_REST_SECONDS = 4.0
 
 _Outcome = tuple[type[EngineError], str]
 
@@ -50,23 +49,8 @@ _UNTRUSTED: _Outcome = (EngineUnreachable, "has a TLS certificate that is not tr
 
 # The nearest class in an error's method resolution order decides.
 OUTCOMES: Mapping[type[Exception], _Outcome] = {
-    aiohttp.ClientError: _CUT_OFF,
-    aiohttp.ClientPayloadError: _CUT_OFF,
-    aiohttp.ClientResponseError: _NOT_HTTP,
-    aiohttp.ClientHttpProxyError: _NO_CONNECTION,
-    aiohttp.ClientConnectionError: _BROKEN,
-    aiohttp.ClientConnectorError: _NO_CONNECTION,
-    aiohttp.ClientConnectorDNSError: (EngineUnreachable, "has a host name that can't be found"),
-    aiohttp.ClientSSLError: (EngineUnreachable, "failed at the TLS handshake"),
-    aiohttp.ClientConnectorCertificateError: _UNTRUSTED,
-    aiohttp.ServerFingerprintMismatch: _UNTRUSTED,
-    aiohttp.ServerTimeoutError: _SILENT,
-    aiohttp.ConnectionTimeoutError: _SLOW_CONNECTION,
-    aiohttp.InvalidURL: _BAD_ADDRESS,
-    aiohttp.NonHttpUrlClientError: _BAD_ADDRESS,
-    aiohttp.RedirectClientError: _BAD_ADDRESS,
-    # What aiohttp's parser raises reaches the reader of a chunked body as it is.
-    HttpProcessingError: _NOT_HTTP,
+    BodyCutOff: _CUT_OFF,
+    InvalidHTTP: _NOT_HTTP,
     httpx.HTTPError: _CUT_OFF,
     httpx.HTTPStatusError: (EngineRejected, "refused the request"),
     httpx.TimeoutException: _SILENT,
@@ -85,19 +69,28 @@ OUTCOMES: Mapping[type[Exception], _Outcome] = {
     TimeoutError: _SILENT,
     OSError: _BROKEN,
     ConnectionRefusedError: _NO_CONNECTION,
+    socket.gaierror: (EngineUnreachable, "has a host name that can't be found"),
+    ssl.SSLError: (EngineUnreachable, "failed at the TLS handshake"),
+    ssl.SSLCertVerificationError: _UNTRUSTED,
     UnicodeError: _BAD_ADDRESS,
 }
 _FOREIGN = tuple(OUTCOMES)
 
 
 def translated(error: Exception, engine: str) -> EngineError:
-    """Return our error for one of httpx's, aiohttp's or the system's; `engine` names the engine in it."""
-    cause = error.__cause__
-    if isinstance(error, httpx.TransportError) and isinstance(cause, _FOREIGN):
-        # httpx-aiohttp turns every broken connection into ConnectTimeout. What it was made from is exact.
-        error = cause
+    """Return our error for one of HTTP's or the system's; `engine` names the engine in it."""
+    if isinstance(error, httpx.ConnectError):
+        # httpx has one class for whatever kept it from connecting. What it was made from is exact.
+        error = next((cause for cause in _causes(error) if isinstance(cause, OSError)), error)
     kind, words = next(OUTCOMES[cls] for cls in type(error).__mro__ if cls in OUTCOMES)
     return kind(f"{engine} {words}.")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause = error.__cause__
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
 
 
 @contextmanager
@@ -114,30 +107,21 @@ def display_name(product: str, base_url: str) -> str:
     return f"{product} at {base_url.partition('://')[2].partition('/')[0].rpartition('@')[2]}"
 
 
-def open_transport(*, reuse: bool = True) -> httpx.AsyncBaseTransport:
-    """Return the transport every engine client uses; it reads nothing from the environment."""
-    limits = httpx.Limits(max_connections=_MAX_CONNECTIONS, keepalive_expiry=_KEEPALIVE_SECONDS if reuse else 0.0)
-    return AiohttpTransport(verify=_tls(), trust_env=False, limits=limits)
-
-
 @cache
-def _tls() -> ssl.SSLContext:
+def tls() -> ssl.SSLContext:
+    """Return what every connection to an engine trusts; nothing of it comes from the environment."""
     # Reading the certificates takes 20 ms, and one reading serves every engine.
     return httpx.create_ssl_context(trust_env=False)
-
-
-async def read_to_end(chunks: AsyncGenerator[bytes, None]) -> None:
-    """Read what follows an answer's last word, for a moment, so that the connection can serve again."""
-    with suppress(TimeoutError, FastTalkError):
-        async with asyncio.timeout(0.5):
-            async for _ in chunks:
-                pass
 
 
 class EngineClient:
     """HTTP to one engine. Times are in seconds; `read_timeout` is the longest silence, not the whole answer.
 
-    `refuse` makes the error of an error status. Without `reuse` every request has a connection of its own.
+    `refuse` makes the error of an error status. There is no limit on connections: admission is the business of
+    the wrappers.
+
+    Raises:
+        EngineUnreachable: the URL can't be read.
     """
 
     def __init__(
@@ -149,98 +133,160 @@ class EngineClient:
         read_timeout: float,
         refuse: Callable[[Refusal], FastTalkError],
         headers: Mapping[str, str] | None = None,
-        reuse: bool = True,
     ) -> None:
         self._engine = engine
+        self._connect_timeout = connect_timeout
+        self._read_timeout = read_timeout
         self._refuse = refuse
-        self._responses: set[httpx.Response] = set()
+        self._resting: list[HTTPConnection] = []
+        self._connections: set[HTTPConnection] = set()
+        self._closed = False
         with translating(engine):
-            self._client = httpx.AsyncClient(
-                base_url=base_url,
-                transport=open_transport(reuse=reuse),
-                trust_env=False,
-                follow_redirects=False,
-                # aiohttp counts the search for the host's name under the pool's timeout.
-                timeout=httpx.Timeout(read_timeout, connect=connect_timeout, pool=connect_timeout),
-                headers={
-                    # A compressed stream would come out of the raw reads compressed, and late.
-                    "Accept-Encoding": "identity",
-                    "Connection": "keep-alive" if reuse else "close",
-                    "Content-Type": "application/json",
-                    **(headers or {}),
-                },
-            )
+            self._url = httpx.URL(base_url)
+        self._path = self._url.raw_path.partition(b"?")[0].decode("ascii").rstrip("/")
+        self._head = _head(self._url, headers or {})
 
-    async def stream(self, path: str, body: bytes) -> AsyncGenerator[bytes, None]:
-        """POST a JSON body and yield the answer's bytes as they arrive.
+    async def stream(self, path: str, body: bytes, take: TakeBytes) -> None:
+        """POST a JSON body; `take` gets the answer's bytes as they arrive, and returns whether it needs no more.
 
-        Closing the generator, or cancelling the task that waits on it, closes the connection at once, before
-        the answer has begun as well as within it.
+        Cancelling the task that waits here closes the connection at once, before the answer has begun as well
+        as within it. Returns at the end of the answer, or as soon as `take` needs no more.
 
         Raises:
-            FastTalkError: of `refuse`, for an error status; otherwise an EngineError.
+            FastTalkError: of `refuse`, for an error status, or of `take`; otherwise an EngineError.
         """
-        self._check_open()
-        try:
-            async with self._client.stream("POST", path, content=body) as response:
-                if response.status_code >= 300:
-                    raise self._refuse(await _read_refusal(response))
-                self._responses.add(response)
-                try:
-                    # The stream itself, not aiter_raw: that one counts and regroups every chunk.
-                    source = response.stream.__aiter__()  # type: ignore[union-attr]
-                    async with aclosing(source):  # type: ignore[type-var]
-                        async for chunk in source:
-                            yield chunk
-                finally:
-                    self._responses.discard(response)
-        except _FOREIGN as error:
-            raise translated(error, self._engine) from None
+        async with self._answer("POST", self._path + path, body) as (connection, answer):
+            if answer.status >= 300:
+                raise self._refuse(await _read_refusal(connection, answer))
+            await connection.read(take)
 
-    async def get(self, path: str) -> bytes:
+    async def get(self, path: str, *, below_base: bool = True) -> bytes:
         """GET a document of at most 16 MiB within 5 s in all.
 
+        `path` begins where the base URL ends, or at the server's root.
+
         Raises:
             FastTalkError: of `refuse`, for an error status; otherwise an EngineError.
         """
-        self._check_open()
         with translating(self._engine):
-            async with asyncio.timeout(QUICK_SECONDS), self._client.stream("GET", path) as response:
-                if response.status_code >= 300:
-                    raise self._refuse(await _read_refusal(response))
-                document = await _read_at_most(response, MAX_DOCUMENT_BYTES + 1)
+            async with (
+                asyncio.timeout(QUICK_SECONDS),
+                self._answer("GET", self._path + path if below_base else path) as (connection, answer),
+            ):
+                if answer.status >= 300:
+                    raise self._refuse(await _read_refusal(connection, answer))
+                document = await _read_at_most(connection, MAX_DOCUMENT_BYTES + 1)
         if len(document) > MAX_DOCUMENT_BYTES:
             raise GenerationFailed(f"{self._engine} answered with more than {MAX_DOCUMENT_BYTES} bytes.")
         return document
 
     async def aclose(self) -> None:
-        """Close every connection, running streams included. A second call does nothing."""
-        # One by one: aiohttp's session closes their connections without waking who reads from them.
-        for response in tuple(self._responses):
-            with suppress(*_FOREIGN):
-                await response.aclose()
-        await self._client.aclose()
+        """Close every connection; streams that run end with an error. A second call does nothing."""
+        self._closed = True
+        for connection in tuple(self._connections):
+            connection.abort(self._stopping())
 
-    def _check_open(self) -> None:
-        if self._client.is_closed:
-            raise EngineUnreachable(f"{self._engine} is no longer used: the service is stopping.")
+    @asynccontextmanager
+    async def _answer(
+        self, method: str, path: str, body: bytes = b""
+    ) -> AsyncGenerator[tuple[HTTPConnection, Answer], None]:
+        if self._closed:
+            raise self._stopping()
+        request = b"%s %s %s%d\r\n\r\n%s" % (method.encode(), path.encode(), self._head, len(body), body)
+        connection: HTTPConnection | None = None
+        try:
+            if self._resting:
+                connection = self._resting.pop()
+                try:
+                    answer = await connection.ask(request)
+                except ConnectionError:
+                    if connection.answered:
+                        raise
+                    # It was being closed from the other side: nothing of the request was looked at.
+                    connection = None
+            if connection is None:
+                connection = await self._connect()
+                answer = await connection.ask(request)
+            yield connection, answer
+        except _FOREIGN as error:
+            raise translated(error, self._engine) from None
+        finally:
+            if connection is not None:
+                connection.leave()
+
+    async def _connect(self) -> HTTPConnection:
+        url = self._url
+        if url.scheme not in ("http", "https") or not url.host:
+            raise EngineUnreachable(f"{self._engine} {_BAD_ADDRESS[1]}.")
+        secure = url.scheme == "https"
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                _, connection = await asyncio.get_running_loop().create_connection(
+                    self._new_connection,
+                    url.raw_host.decode("ascii"),
+                    url.port or (443 if secure else 80),
+                    ssl=tls() if secure else None,
+                )
+        except TimeoutError:
+            raise EngineUnreachable(f"{self._engine} {_SLOW_CONNECTION[1]}.") from None
+        except OSError as error:
+            exact = isinstance(error, (socket.gaierror, ssl.SSLError))
+            raise translated(error if exact else ConnectionRefusedError(), self._engine) from None
+        except (OverflowError, ValueError):  # behind OSError: a certificate's error is a ValueError, too
+            raise EngineUnreachable(f"{self._engine} {_BAD_ADDRESS[1]}.") from None
+        if self._closed:
+            connection.abort()
+            raise self._stopping()
+        self._connections.add(connection)
+        return connection
+
+    def _new_connection(self) -> HTTPConnection:
+        return HTTPConnection(
+            silence=self._read_timeout, rest=_REST_SECONDS, rested=self._resting.append, lost=self._forget
+        )
+
+    def _forget(self, connection: HTTPConnection) -> None:
+        self._connections.discard(connection)
+        with suppress(ValueError):
+            self._resting.remove(connection)
+
+    def _stopping(self) -> EngineUnreachable:
+        return EngineUnreachable(f"{self._engine} is no longer used: the service is stopping.")
 
 
-async def _read_at_most(response: httpx.Response, limit: int) -> bytes:
+def _head(url: httpx.URL, headers: Mapping[str, str]) -> bytes:
+    """Return what stands in every request behind its path, up to the body's length."""
+    lines = {
+        "Host": url.netloc.decode("ascii"),
+        "Accept": "*/*",
+        # A compressed stream would come compressed, and late.
+        "Accept-Encoding": "identity",
+        "Content-Type": "application/json",
+        **headers,
+    }
+    if url.userinfo:
+        credentials = base64.b64encode(f"{url.username}:{url.password}".encode()).decode("ascii")
+        lines.setdefault("Authorization", f"Basic {credentials}")
+    text = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+    return f"HTTP/1.1\r\n{text}Content-Length: ".encode("ascii")
+
+
+async def _read_at_most(connection: HTTPConnection, limit: int) -> bytes:
     body = bytearray()
-    async with aclosing(response.aiter_raw()) as chunks:  # type: ignore[type-var]
-        async for chunk in chunks:
-            body += chunk
-            if len(body) >= limit:
-                break
+
+    def take(part: bytes) -> bool:
+        body.extend(part)
+        return len(body) >= limit
+
+    await connection.read(take)
     return bytes(body[:limit])
 
 
-async def _read_refusal(response: httpx.Response) -> Refusal:
+async def _read_refusal(connection: HTTPConnection, answer: Answer) -> Refusal:
     body = b""
     # A server that refuses and then falls silent has refused all the same.
     with suppress(*_FOREIGN):
         async with asyncio.timeout(QUICK_SECONDS):
-            body = await _read_at_most(response, MAX_ERROR_BYTES)
+            body = await _read_at_most(connection, MAX_ERROR_BYTES)
     text, kind = error_fields(body)
-    return Refusal(response.status_code, text, kind, retry_after(response.headers.get("retry-after", "")))
+    return Refusal(answer.status, text, kind, retry_after(answer.header("retry-after")))

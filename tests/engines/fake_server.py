@@ -1,6 +1,7 @@
 """A small HTTP server on loopback that answers as a test tells it to and notices when its client leaves."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -11,12 +12,19 @@ class Exchange:
     """One request and the means to answer it, in pieces of the test's choice."""
 
     def __init__(
-        self, method: str, path: str, headers: dict[str, str], body: bytes, writer: asyncio.StreamWriter
+        self,
+        method: str,
+        path: str,
+        headers: dict[str, str],
+        body: bytes,
+        writer: asyncio.StreamWriter,
+        connection: int,
     ) -> None:
         self.method = method
         self.path = path
         self.headers = headers
         self.body = body
+        self.connection = connection  # its number, from 1
         self._writer = writer
         self.left = asyncio.Event()  # the client has closed the connection
 
@@ -78,11 +86,12 @@ class FakeServer:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection until either side closes it."""
         self.connections += 1
+        connection = self.connections
         first = b""
         exchange: Exchange | None = None
         try:
             while True:
-                exchange = await _read_request(first, reader, writer)
+                exchange = await _read_request(first, reader, writer, connection)
                 self.exchanges.append(exchange)
                 self.asked.set()
                 # No client sends a second request before it has the answer: what can be read is the end.
@@ -116,17 +125,19 @@ async def _first_byte(reader: asyncio.StreamReader, exchange: Exchange) -> bytes
     return first
 
 
-async def _read_request(first: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Exchange:
+async def _read_request(
+    first: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, connection: int
+) -> Exchange:
     head = first + await reader.readuntil(b"\r\n\r\n")
     request, *lines = head.decode().split("\r\n")[:-2]
     method, path, _ = request.split(" ")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     body = await reader.readexactly(int(headers.get("content-length", "0")))
-    return Exchange(method, path, headers, body, writer)
+    return Exchange(method, path, headers, body, writer, connection)
 
 
 @asynccontextmanager
-async def fake_server() -> AsyncGenerator[FakeServer, None]:
+async def fake_server(host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> AsyncGenerator[FakeServer, None]:
     """Run a server until the block is left."""
     fake = FakeServer()
     connections: set[asyncio.Task[None]] = set()
@@ -143,8 +154,9 @@ async def fake_server() -> AsyncGenerator[FakeServer, None]:
         finally:
             connections.discard(task)
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    fake.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    server = await asyncio.start_server(serve, host, 0, ssl=tls, backlog=1024)
+    shown = f"[{host}]" if ":" in host else host
+    fake.url = f"http{'s' if tls else ''}://{shown}:{server.sockets[0].getsockname()[1]}"
     try:
         yield fake
     finally:

@@ -1,8 +1,11 @@
 """Requests that the tests of engines make."""
 
+import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 
-from llm_service.generation import Delta, Finish, GenerationEvent, GenerationRequest, Message, SamplingParams
+from llm_service.engines.base import Engine
+from llm_service.generation import Delta, Finish, GenerationRequest, Message, SamplingParams
 
 SECRET = "xyzzy-nobody-may-see-this"
 
@@ -22,7 +25,32 @@ def a_request(
     return GenerationRequest(model, (Message("user", text),), sampling, window, think)
 
 
-async def collect(events: AsyncGenerator[GenerationEvent, None]) -> tuple[str, str, Finish]:
+async def stream(engine: Engine, request: GenerationRequest) -> AsyncGenerator[Delta | Finish, None]:
+    """Yield what the engine generates; closing the generator cancels it and waits until it has ended."""
+    said: asyncio.Queue[Delta | Finish | Exception] = asyncio.Queue()
+
+    async def generate() -> None:
+        try:
+            said.put_nowait(await engine.generate(request, said.put_nowait))
+        except Exception as error:  # noqa: BLE001
+            said.put_nowait(error)
+
+    task = asyncio.create_task(generate())
+    try:
+        while True:
+            event = await said.get()
+            if isinstance(event, Exception):
+                raise event
+            yield event
+            if isinstance(event, Finish):
+                return
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def collect(events: AsyncGenerator[Delta | Finish, None]) -> tuple[str, str, Finish]:
     """Read a generation to its end; return the answer, the reasoning and the finish."""
     answer, thoughts, finishes = "", "", []
     async for event in events:

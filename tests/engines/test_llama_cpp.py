@@ -16,8 +16,8 @@ import pytest
 from llm_service.devices import LlamaCppOptions
 from llm_service.engines.llama_cpp import LlamaCppEngine
 from llm_service.errors import ContextOverflow, EngineError, EngineUnavailable, ModelNotFound
-from llm_service.generation import Delta, GenerationEvent
-from tests.engines.requests import SECRET, a_request, collect
+from llm_service.generation import Delta, Finish
+from tests.engines.requests import SECRET, a_request, collect, stream
 from tests.real_engines import EMBEDDED_WINDOW
 
 OPTIONS = LlamaCppOptions(n_gpu_layers=0, main_gpu=0, n_threads=1)
@@ -82,7 +82,7 @@ class TestOpening:
     async def test_closing_while_it_answers(self, embedded_model_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         """Closing ends what runs, takes moments, may be repeated, and nothing was ever written to the terminal."""
         engine = await LlamaCppEngine.open(embedded_model_path, options=OPTIONS, context_window=512)
-        events = engine.generate(a_request(f"Write a long story. {SECRET}", model=engine.model, max_tokens=400))
+        events = stream(engine, a_request(f"Write a long story. {SECRET}", model=engine.model, max_tokens=400))
         await anext(events)
         reading = asyncio.ensure_future(_drain(events))
         await asyncio.sleep(0)
@@ -99,7 +99,7 @@ class TestOpening:
         assert took < 5
 
 
-async def _drain(events: AsyncGenerator[GenerationEvent, None]) -> None:
+async def _drain(events: AsyncGenerator[Delta | Finish, None]) -> None:
     async for _ in events:
         pass
 
@@ -110,12 +110,12 @@ class TestAnswers:
     async def test_an_answer(self, embedded_engine: LlamaCppEngine) -> None:
         """Words stream, tokens are counted, and a repeated prompt comes from the cache."""
         request = a_request("Name three colours.", model=embedded_engine.model, max_tokens=12)
-        answer, _, finish = await collect(embedded_engine.generate(request))
+        answer, _, finish = await collect(stream(embedded_engine, request))
         assert answer.strip()
         assert finish.usage is not None
         assert finish.usage.prompt_tokens > 5
         assert 0 < finish.usage.completion_tokens <= 12
-        _, _, again = await collect(embedded_engine.generate(request))
+        _, _, again = await collect(stream(embedded_engine, request))
         assert again.usage is not None
         assert again.usage.cached_tokens
 
@@ -124,8 +124,8 @@ class TestAnswers:
         requests = [
             a_request(text, model=embedded_engine.model, max_tokens=6) for text in ("Say hello.", "List the seasons.")
         ]
-        alone = [(await collect(embedded_engine.generate(request)))[0] for request in requests]
-        both = await asyncio.gather(*(collect(embedded_engine.generate(request)) for request in requests))
+        alone = [(await collect(stream(embedded_engine, request)))[0] for request in requests]
+        both = await asyncio.gather(*(collect(stream(embedded_engine, request)) for request in requests))
         assert alone == [answer for answer, _, _ in both]
         assert alone[0] != alone[1]
 
@@ -141,14 +141,14 @@ class TestAnswers:
     async def test_an_unknown_model(self, embedded_engine: LlamaCppEngine) -> None:
         """Only the one model's name is served."""
         with pytest.raises(ModelNotFound):
-            await collect(embedded_engine.generate(a_request(model="other")))
+            await collect(stream(embedded_engine, a_request(model="other")))
         with pytest.raises(ModelNotFound):
             await embedded_engine.load("other", 2048)
 
     async def test_a_prompt_over_the_window(self, embedded_engine: LlamaCppEngine) -> None:
         """It is an error and not a silent cut."""
         with pytest.raises(ContextOverflow):
-            await collect(embedded_engine.generate(a_request("word " * 4000, model=embedded_engine.model)))
+            await collect(stream(embedded_engine, a_request("word " * 4000, model=embedded_engine.model)))
 
     async def test_the_port_is_protected(self, embedded_engine: LlamaCppEngine) -> None:
         """Another user of the machine who finds the port gets nothing from it."""
@@ -157,11 +157,11 @@ class TestAnswers:
             assert 401 == await asyncio.to_thread(_status, f"{embedded_engine.address}{path}", data)
 
     async def test_a_cancel_frees_the_slot(self, embedded_engine: LlamaCppEngine) -> None:
-        """llama.cpp is idle again moments after an answer is closed in the middle."""
+        """llama.cpp is idle again moments after an answer is cancelled in the middle."""
         request = a_request("Write a very long story about the sea.", model=embedded_engine.model, max_tokens=1500)
         times = []
         for _ in range(5):
-            async with aclosing(embedded_engine.generate(request)) as events:
+            async with aclosing(stream(embedded_engine, request)) as events:
                 for _ in range(5):
                     assert isinstance(await anext(events), Delta)
             times.append(await seconds_until_idle(embedded_engine))
@@ -181,7 +181,7 @@ class TestAnswers:
     async def _prompt_seconds(self, engine: LlamaCppEngine, number: int, *, cancel: bool) -> float:
         """Seconds from the moment llama.cpp works on a prompt it has not seen, or from its cancel, to idle."""
         prompt = f"{number} " + " ".join(str(number * 1000 + word) for word in range(300))
-        events = engine.generate(a_request(prompt, model=engine.model, max_tokens=1))
+        events = stream(engine, a_request(prompt, model=engine.model, max_tokens=1))
         waiting = asyncio.ensure_future(anext(events))
         while not await engine.busy_slots():
             await asyncio.sleep(0.001)

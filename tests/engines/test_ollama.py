@@ -22,7 +22,7 @@ from llm_service.errors import (
 )
 from llm_service.generation import Delta, Finish, GenerationRequest, Usage
 from tests.engines.fake_server import Exchange, FakeServer
-from tests.engines.requests import SECRET, a_request, collect
+from tests.engines.requests import SECRET, a_request, collect, stream
 from tests.real_engines import OllamaServer
 
 
@@ -61,7 +61,7 @@ class TestRequests:
     async def test_what_is_asked(self, fake: FakeServer, engine: OllamaEngine) -> None:
         """Window, sampling, device and keep_alive are told; nothing may be cut silently."""
         answering(fake, lines(DONE))
-        await collect(engine.generate(a_request("hello", max_tokens=9, stop=("END",), seed=5, think=False)))
+        await collect(stream(engine, a_request("hello", max_tokens=9, stop=("END",), seed=5, think=False)))
         (exchange,) = fake.exchanges
         assert ("POST", "/api/chat") == (exchange.method, exchange.path)
         assert exchange.json() == {
@@ -88,7 +88,7 @@ class TestRequests:
     async def test_what_is_not_given_is_not_sent(self, fake: FakeServer, engine: OllamaEngine) -> None:
         """Without seed and think the model's own choice stands."""
         answering(fake, lines(DONE))
-        await collect(engine.generate(a_request()))
+        await collect(stream(engine, a_request()))
         body = fake.exchanges[0].json()
         assert "think" not in body
         assert "seed" not in msgspec.convert(body["options"], dict[str, object])
@@ -100,7 +100,7 @@ class TestRequests:
         """A number goes as a number, since Ollama would miss the unit in the string."""
         answering(fake, lines(DONE))
         engine = OllamaEngine(fake.url, keep_alive=setting)
-        await collect(engine.generate(a_request()))
+        await collect(stream(engine, a_request()))
         await engine.aclose()
         assert sent == fake.exchanges[0].json()["keep_alive"]
 
@@ -118,7 +118,7 @@ class TestAnswers:
     async def test_a_whole_answer(self, fake: FakeServer, engine: OllamaEngine, size: int | None) -> None:
         """Text and reasoning come out whole and apart, however the bytes are split."""
         answering(fake, lines(said("", "häm"), said("", " hm"), said("Grüße"), said(" 👋🏽"), DONE), size=size)
-        answer, thoughts, finish = await collect(engine.generate(a_request()))
+        answer, thoughts, finish = await collect(stream(engine, a_request()))
         assert ("Grüße 👋🏽", "häm hm", Finish("stop", Usage(7, 3))) == (answer, thoughts, finish)
 
     @pytest.mark.parametrize(
@@ -127,18 +127,18 @@ class TestAnswers:
     async def test_reasons(self, fake: FakeServer, engine: OllamaEngine, told: str, reason: str) -> None:
         """Ollama's reasons are mapped; where it counted nothing there is no usage."""
         answering(fake, lines(said("a"), {"done": True, "done_reason": told}))
-        assert Finish(reason) == (await collect(engine.generate(a_request())))[2]  # type: ignore[arg-type]
+        assert Finish(reason) == (await collect(stream(engine, a_request())))[2]  # type: ignore[arg-type]
 
     async def test_a_last_line_without_its_end(self, fake: FakeServer, engine: OllamaEngine) -> None:
         """The last line counts even when no line end follows."""
         answering(fake, lines({**DONE, "message": {"content": "all"}}).rstrip())
-        assert ("all", "", Finish("stop", Usage(7, 3))) == await collect(engine.generate(a_request()))
+        assert ("all", "", Finish("stop", Usage(7, 3))) == await collect(stream(engine, a_request()))
 
     async def test_the_connection_serves_again(self, fake: FakeServer, engine: OllamaEngine) -> None:
         """An answer read to its end leaves the connection for the next request."""
         answering(fake, lines(said("a"), DONE))
         for _ in range(3):
-            await collect(engine.generate(a_request()))
+            await collect(stream(engine, a_request()))
         assert 1 == fake.connections
 
     async def test_finish_does_not_wait_for_the_end_of_the_body(self, fake: FakeServer, engine: OllamaEngine) -> None:
@@ -151,7 +151,7 @@ class TestAnswers:
 
         fake.answer = answer
         async with asyncio.timeout(5):
-            assert "a" == (await collect(engine.generate(a_request())))[0]
+            assert "a" == (await collect(stream(engine, a_request())))[0]
             await fake.exchanges[0].left.wait()
 
 
@@ -173,7 +173,7 @@ class TestFailures:
         """What Ollama refuses is an error of the right class, in Ollama's words where those help."""
         answering(fake, msgspec.json.encode(body), status)
         with pytest.raises(kind, match=words):
-            await collect(engine.generate(a_request()))
+            await collect(stream(engine, a_request()))
         with pytest.raises(kind):
             await engine.load("small", 4096)
 
@@ -196,13 +196,13 @@ class TestFailures:
         """An error line, a cut-off stream and rubbish are GenerationFailed."""
         answering(fake, data)
         with pytest.raises(GenerationFailed):
-            await collect(engine.generate(a_request()))
+            await collect(stream(engine, a_request()))
 
     async def test_messages_hold_no_prompt(self, fake: FakeServer, engine: OllamaEngine) -> None:
         """What the user said is in none of the errors, not even when the engine sends it back as rubbish."""
         answering(fake, SECRET.encode() + b"\n")
         with pytest.raises(EngineError) as caught:
-            await collect(engine.generate(a_request(SECRET)))
+            await collect(stream(engine, a_request(SECRET)))
         assert SECRET not in repr(caught.value)
 
     async def test_silence(self, fake: FakeServer) -> None:
@@ -215,14 +215,14 @@ class TestFailures:
         fake.answer = answer
         engine = OllamaEngine(fake.url, read_timeout=0.05)
         with pytest.raises(EngineTimeout):
-            await collect(engine.generate(a_request()))
+            await collect(stream(engine, a_request()))
         await engine.aclose()
 
     async def test_nobody_there(self, unused_tcp_port: int) -> None:
         """Every call says that Ollama is not there."""
         engine = OllamaEngine(f"http://127.0.0.1:{unused_tcp_port}")
         calls = [
-            collect(engine.generate(a_request())),
+            collect(stream(engine, a_request())),
             engine.load("small", 4096),
             engine.ping(),
             engine.models(),
@@ -235,8 +235,8 @@ class TestFailures:
         await engine.aclose()
         await engine.aclose()
 
-    async def test_closing_is_the_cancel(self, fake: FakeServer, engine: OllamaEngine) -> None:
-        """Ollama sees its client leave when the generator is closed between two deltas."""
+    async def test_a_cancel(self, fake: FakeServer, engine: OllamaEngine) -> None:
+        """Ollama sees its client leave when the generation is cancelled between two deltas."""
 
         async def answer(exchange: Exchange) -> None:
             await exchange.start()
@@ -244,7 +244,7 @@ class TestFailures:
             await exchange.left.wait()
 
         fake.answer = answer
-        async with aclosing(engine.generate(a_request())) as events:
+        async with aclosing(stream(engine, a_request())) as events:
             assert Delta("a") == await anext(events)
         async with asyncio.timeout(1):
             await fake.exchanges[0].left.wait()
@@ -325,7 +325,7 @@ class TestRealOllama:
         """Words stream and the tokens are counted."""
         await real.load(ollama_server.model, 2048)
         request = a_request("Name three colours.", model=ollama_server.model, max_tokens=12)
-        answer, _, finish = await collect(real.generate(request))
+        answer, _, finish = await collect(stream(real, request))
         assert answer.strip()
         assert finish.usage is not None
         assert finish.usage.prompt_tokens > 5
@@ -357,12 +357,12 @@ class TestRealOllama:
     async def test_a_prompt_over_the_window(self, real: OllamaEngine, ollama_server: OllamaServer) -> None:
         """It is an error and not a silent cut."""
         with pytest.raises(ContextOverflow):
-            await collect(real.generate(a_request("word " * 4000, model=ollama_server.model)))
+            await collect(stream(real, a_request("word " * 4000, model=ollama_server.model)))
 
     async def test_an_unknown_model(self, real: OllamaEngine) -> None:
         """The error says what to run."""
         with pytest.raises(ModelNotFound, match="ollama pull nothing-like-that"):
-            await collect(real.generate(a_request(model="nothing-like-that")))
+            await collect(stream(real, a_request(model="nothing-like-that")))
         with pytest.raises(ModelNotFound):
             await real.load("nothing-like-that", 4096)
         with pytest.raises(ModelNotFound):
@@ -371,12 +371,12 @@ class TestRealOllama:
     async def test_a_cancel_frees_it(self, real: OllamaEngine, ollama_server: OllamaServer) -> None:
         """After a cancel in the middle the next first token comes about as fast as from an idle Ollama."""
         short = a_request("Say hello.", model=ollama_server.model, max_tokens=2)
-        await collect(real.generate(short))
+        await collect(stream(real, short))
         idle = await _first_token_seconds(real, short)
         long = a_request("Write a very long story about the sea.", model=ollama_server.model, max_tokens=1500)
         after = []
         for _ in range(3):
-            async with aclosing(real.generate(long)) as events:
+            async with aclosing(stream(real, long)) as events:
                 for _ in range(5):
                     await anext(events)
             after.append(await _first_token_seconds(real, short))
@@ -392,6 +392,6 @@ def runners() -> set[int]:
 
 async def _first_token_seconds(engine: OllamaEngine, request: GenerationRequest) -> float:
     began = time.monotonic()
-    async with aclosing(engine.generate(request)) as events:
+    async with aclosing(stream(engine, request)) as events:
         await anext(events)
     return time.monotonic() - began

@@ -21,7 +21,7 @@ from llm_service.errors import (
 )
 from llm_service.generation import Delta, Finish, Usage
 from tests.engines.fake_server import Exchange, FakeServer
-from tests.engines.requests import SECRET, a_request, collect
+from tests.engines.requests import SECRET, a_request, collect, stream
 
 DONE = b"data: [DONE]\n\n"
 
@@ -63,7 +63,7 @@ class TestRequests:
     async def test_what_is_asked(self, fake: FakeServer, engine: OpenAIEngine) -> None:
         """Sampling, usage and the key are sent; top_k and thinking as vLLM and llama-server take them."""
         answering(fake, WHOLE)
-        await collect(engine.generate(a_request("hello", max_tokens=9, stop=("END",), seed=5, think=False)))
+        await collect(stream(engine, a_request("hello", max_tokens=9, stop=("END",), seed=5, think=False)))
         (exchange,) = fake.exchanges
         assert ("POST", "/v1/chat/completions") == (exchange.method, exchange.path)
         assert "Bearer key-1" == exchange.headers["authorization"]
@@ -85,7 +85,7 @@ class TestRequests:
         """Without extended sampling nothing is sent that OpenAI does not know; without a key no header."""
         answering(fake, WHOLE)
         engine = OpenAIEngine(f"{fake.url}/v1", extended_sampling=False)
-        await collect(engine.generate(a_request(think=True)))
+        await collect(stream(engine, a_request(think=True)))
         await engine.aclose()
         known = {"model", "messages", "stream", "stream_options", "temperature", "top_p", "max_tokens"}
         assert known == set(fake.exchanges[0].json())
@@ -118,20 +118,20 @@ class TestAnswers:
             counted(cached_tokens=6),
         ]
         answering(fake, b": ping\n\n" + events(*parts) + DONE, size=size)
-        answer, thoughts, finish = await collect(engine.generate(a_request()))
+        answer, thoughts, finish = await collect(stream(engine, a_request()))
         assert ("Grüße 👋🏽", "hm hm", Finish("stop", Usage(9, 4, 6))) == (answer, thoughts, finish)
 
     @pytest.mark.parametrize(("told", "reason"), [("stop", "stop"), ("length", "length"), ("tool_calls", "stop")])
     async def test_reasons(self, fake: FakeServer, engine: OpenAIEngine, told: str, reason: str) -> None:
         """Reasons are mapped; without counts there is no usage; [DONE] may be missing."""
         answering(fake, events(said(content="a"), said(told)))
-        assert Finish(reason) == (await collect(engine.generate(a_request())))[2]  # type: ignore[arg-type]
+        assert Finish(reason) == (await collect(stream(engine, a_request())))[2]  # type: ignore[arg-type]
 
     async def test_text_in_the_last_chunk(self, fake: FakeServer, engine: OpenAIEngine) -> None:
         """A chunk may bring the last text and the reason together; other choices are not ours."""
         other: dict[str, object] = {"choices": [{"index": 1, "delta": {"content": "no"}}]}
         answering(fake, events(said(content="a"), other, said("stop", content="b")) + DONE)
-        assert "ab" == (await collect(engine.generate(a_request())))[0]
+        assert "ab" == (await collect(stream(engine, a_request())))[0]
 
     @pytest.mark.parametrize(
         ("part", "usage"),
@@ -147,9 +147,9 @@ class TestAnswers:
     ) -> None:
         """Counts come from usage, or from llama-server's timings where that is all there is."""
         answering(fake, events(said("stop", content="a"), part) + DONE)
-        assert usage == (await collect(engine.generate(a_request())))[2].usage
+        assert usage == (await collect(stream(engine, a_request())))[2].usage
 
-    async def test_each_answer_has_its_own_connection(self, fake: FakeServer, engine: OpenAIEngine) -> None:
+    async def test_a_server_that_closes_after_each_answer(self, fake: FakeServer, engine: OpenAIEngine) -> None:
         """A server that promises keep-alive and closes after each stream, as llama-server does, is no trouble."""
 
         async def answer(exchange: Exchange) -> None:
@@ -158,11 +158,18 @@ class TestAnswers:
 
         fake.answer = answer
         for _ in range(20):
-            await collect(engine.generate(a_request()))
-        assert (20, "close") == (fake.connections, fake.exchanges[0].headers["connection"])
+            assert "a" == (await collect(stream(engine, a_request())))[0]
+        assert (20, 20) == (fake.connections, len(fake.exchanges))
 
-    async def test_closing_is_the_cancel(self, fake: FakeServer, engine: OpenAIEngine) -> None:
-        """The engine sees its client leave when the generator is closed between two deltas."""
+    async def test_the_connection_serves_again(self, fake: FakeServer, engine: OpenAIEngine) -> None:
+        """An answer read to its [DONE] leaves the connection for the next request."""
+        answering(fake, WHOLE)
+        for _ in range(3):
+            await collect(stream(engine, a_request()))
+        assert 1 == fake.connections
+
+    async def test_a_cancel(self, fake: FakeServer, engine: OpenAIEngine) -> None:
+        """The engine sees its client leave when the generation is cancelled between two deltas."""
 
         async def answer(exchange: Exchange) -> None:
             await exchange.start()
@@ -170,7 +177,7 @@ class TestAnswers:
             await exchange.left.wait()
 
         fake.answer = answer
-        async with aclosing(engine.generate(a_request())) as deltas:
+        async with aclosing(stream(engine, a_request())) as deltas:
             assert Delta("a") == await anext(deltas)
         async with asyncio.timeout(1):
             await fake.exchanges[0].left.wait()
@@ -200,7 +207,7 @@ class TestFailures:
         """What an engine refuses is an error of the right class that quotes nothing of the prompt."""
         answering(fake, msgspec.json.encode(body), status)
         with pytest.raises(FastTalkError) as caught:
-            await collect(engine.generate(a_request()))
+            await collect(stream(engine, a_request()))
         assert kind is type(caught.value)
         assert SECRET not in caught.value.message
         assert ("API key" in caught.value.message) == (status == 401)
@@ -229,12 +236,12 @@ class TestFailures:
         """An error event, a cut-off stream, rubbish and a filter's cut are errors, never a short answer."""
         answering(fake, data)
         with pytest.raises(kind):
-            await collect(engine.generate(a_request()))
+            await collect(stream(engine, a_request()))
 
     async def test_an_error_that_is_null_is_none(self, fake: FakeServer, engine: OpenAIEngine) -> None:
         """Servers that always send the field are understood."""
         answering(fake, events({**said("stop", content="a"), "error": None}) + DONE)
-        assert "a" == (await collect(engine.generate(a_request())))[0]
+        assert "a" == (await collect(stream(engine, a_request())))[0]
 
     async def test_silence_and_absence(self, fake: FakeServer, unused_tcp_port: int) -> None:
         """A silent engine is EngineTimeout, an absent one EngineUnreachable, for every call."""
@@ -245,12 +252,12 @@ class TestFailures:
         fake.answer = answer
         engine = OpenAIEngine(f"{fake.url}/v1", read_timeout=0.05)
         with pytest.raises(EngineTimeout):
-            await collect(engine.generate(a_request()))
+            await collect(stream(engine, a_request()))
         with pytest.raises(EngineTimeout):
             await engine.ping()
         await engine.aclose()
         engine = OpenAIEngine(f"http://127.0.0.1:{unused_tcp_port}/v1")
-        calls = [collect(engine.generate(a_request())), engine.ping(), engine.models(), engine.context_window("x")]
+        calls = [collect(stream(engine, a_request())), engine.ping(), engine.models(), engine.context_window("x")]
         for call in calls:
             with pytest.raises(EngineUnreachable):
                 await call

@@ -1,6 +1,7 @@
 """The scripted engine says what it is told to, when it is told to, and remembers."""
 
 import asyncio
+import time
 from contextlib import aclosing
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from llm_service.engines.scripted import Fault, ScriptedEngine, default_answer
 from llm_service.errors import EngineUnreachable, GenerationFailed, ModelNotFound
 from llm_service.generation import Delta, Finish, Usage
-from tests.engines.requests import a_request, collect
+from tests.engines.requests import a_request, collect, stream
 
 FAST = 1_000_000.0
 
@@ -20,7 +21,7 @@ def scripted(*tokens: str, faults: tuple[Fault | None, ...] = ()) -> ScriptedEng
 async def test_an_answer() -> None:
     """The tokens come in order, then one finish with the counts; empty tokens are not shown."""
     engine = scripted("a", "", " b")
-    events = [event async for event in engine.generate(a_request("one two"))]
+    events = [event async for event in stream(engine, a_request("one two"))]
     assert [Delta("a"), Delta(" b"), Finish("stop", Usage(2, 3))] == events
     assert (["finished"], 0, 1) == (engine.endings, engine.running, engine.most_running)
 
@@ -28,8 +29,8 @@ async def test_an_answer() -> None:
 async def test_max_tokens() -> None:
     """The answer is cut where the request says, and only if there was more."""
     engine = scripted("a", "b", "c")
-    assert ("ab", "", Finish("length", Usage(1, 2))) == await collect(engine.generate(a_request("x", max_tokens=2)))
-    assert "stop" == (await collect(engine.generate(a_request("x", max_tokens=3))))[2].reason
+    assert ("ab", "", Finish("length", Usage(1, 2))) == await collect(stream(engine, a_request("x", max_tokens=2)))
+    assert "stop" == (await collect(stream(engine, a_request("x", max_tokens=3))))[2].reason
 
 
 def test_the_default_answer_depends_on_the_message() -> None:
@@ -40,16 +41,18 @@ def test_the_default_answer_depends_on_the_message() -> None:
 
 
 async def test_the_pace() -> None:
-    """Tokens come on a schedule: a slow reader catches up and does not delay the rest."""
+    """Tokens come on a schedule: one that is taken slowly does not delay the rest."""
     engine = ScriptedEngine(lambda request: ["x"] * 20, tokens_per_second=200, ttft=0.05, models=())
     clock = asyncio.get_running_loop().time
     began = clock()
     times = []
-    async with aclosing(engine.generate(a_request(max_tokens=20))) as events:
-        async for _ in events:
-            times.append(clock() - began)
-            if len(times) == 5:
-                await asyncio.sleep(0.03)
+
+    def take(delta: Delta) -> None:
+        times.append(clock() - began)
+        if len(times) == 5:
+            time.sleep(0.03)
+
+    await engine.generate(a_request(max_tokens=20), take)
     assert times[0] >= 0.05
     assert 0.05 + 19 / 200 <= times[19] < 0.05 + 19 / 200 + 0.1
 
@@ -61,10 +64,10 @@ async def test_failing(after: int) -> None:
     engine.fail(GenerationFailed("on purpose"), after=after)
     got = []
     with pytest.raises(GenerationFailed, match="on purpose"):
-        async for event in engine.generate(a_request()):
+        async for event in stream(engine, a_request()):
             got.append(event)  # noqa: PERF401 - what came before the error is wanted
     assert [Delta(token) for token in "abc"[:after]] == got
-    assert "abc" == (await collect(engine.generate(a_request())))[0]
+    assert "abc" == (await collect(stream(engine, a_request())))[0]
     assert ["failed", "finished"] == engine.endings
 
 
@@ -72,7 +75,7 @@ async def test_failing(after: int) -> None:
 async def test_hanging(after: int) -> None:
     """A hang lasts until the generation is cancelled, and that is recorded as closed."""
     engine = scripted("a", "b", "c", faults=(Fault(after),))
-    events = engine.generate(a_request())
+    events = stream(engine, a_request())
     for _ in range(after):
         await anext(events)
     waiting = asyncio.ensure_future(anext(events))
@@ -87,16 +90,15 @@ async def test_hanging(after: int) -> None:
 async def test_a_pause() -> None:
     """After a stall of some time the answer goes on."""
     engine = scripted("a", "b", faults=(None, Fault(1, pause=0.01)))
-    assert ["ab", "ab"] == [(await collect(engine.generate(a_request())))[0] for _ in range(2)]
+    assert ["ab", "ab"] == [(await collect(stream(engine, a_request())))[0] for _ in range(2)]
 
 
-async def test_closing() -> None:
-    """Closing a generation is recorded; one that was never begun is not."""
+async def test_a_cancel() -> None:
+    """A generation that is cancelled between two tokens is recorded as closed."""
     engine = scripted("a", "b")
-    async with aclosing(engine.generate(a_request())) as events:
+    async with aclosing(stream(engine, a_request())) as events:
         await anext(events)
         assert 1 == engine.running
-    await engine.generate(a_request()).aclose()
     assert (["closed"], 0, 1) == (engine.endings, engine.running, len(engine.requests))
 
 
@@ -108,9 +110,9 @@ async def test_the_rest_of_the_interface() -> None:
     assert (["scripted"], 512) == (await engine.models(), await engine.context_window("scripted"))
     assert (["scripted"], "double") == (engine.loads, engine.name)
     with pytest.raises(ModelNotFound):
-        await collect(engine.generate(a_request(model="other")))
+        await collect(stream(engine, a_request(model="other")))
     engine.down = True
-    for call in (engine.ping(), engine.models(), collect(engine.generate(a_request(model="scripted")))):
+    for call in (engine.ping(), engine.models(), collect(stream(engine, a_request(model="scripted")))):
         with pytest.raises(EngineUnreachable):
             await call
     await engine.aclose()
@@ -121,5 +123,5 @@ async def test_records_are_bounded() -> None:
     """A demonstration that runs for weeks remembers the last thousand."""
     engine = scripted("a")
     for number in range(1100):
-        await collect(engine.generate(a_request(str(number))))
+        await collect(stream(engine, a_request(str(number))))
     assert (1000, "1099") == (len(engine.requests), engine.requests[-1].messages[0].content)

@@ -1,0 +1,266 @@
+"""HTTP/1.1 to an engine, as far as it stands on the token path: one connection, one exchange at a time.
+
+A body is handed over from within the read that brought it. A task that is woken for every read would cost a
+token more than all the rest of its way does (docs/benchmarks): here the task sleeps until the answer is over.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import cast
+
+import httptools
+
+MAX_HEAD_BYTES = 65_536
+# Seconds in which what follows an answer's last word must have come, for its connection to serve again.
+DRAIN_SECONDS = 0.5
+
+TakeBytes = Callable[[bytes], bool]
+"""Gets a part of a body; returns whether the rest is not needed. What it raises ends the exchange."""
+
+
+class InvalidHTTP(Exception):
+    """The peer sent something that is not HTTP/1.1."""
+
+
+class BodyCutOff(Exception):
+    """The connection ended within an answer."""
+
+
+@dataclass(slots=True)
+class Answer:
+    """Status and headers, the names of these in lower case."""
+
+    status: int = 0
+    headers: dict[bytes, bytes] = field(default_factory=dict)
+
+    def header(self, name: str) -> str:
+        """Return a header's value, or ""."""
+        return self.headers.get(name.encode("ascii"), b"").decode("latin-1")
+
+
+class HTTPConnection(asyncio.Protocol):
+    """One connection: `ask`, then `read`, then `leave`; and again, while it is `at_rest`.
+
+    Times are in seconds: `silence` is the longest one within an exchange, `rest` how long a connection waits
+    for its next. `rested` is called when it can serve again, `lost` when it never will.
+    """
+
+    def __init__(
+        self,
+        *,
+        silence: float,
+        rest: float,
+        rested: Callable[["HTTPConnection"], None],
+        lost: Callable[["HTTPConnection"], None],
+    ) -> None:
+        self._silence = silence
+        self._rest = rest
+        self._rested = rested
+        self._lost = lost
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._parser: httptools.HttpResponseParser | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._take: TakeBytes | None = None
+        self._heard_at = 0.0
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self._answer = Answer()
+        self._head_bytes = 0
+        self._begun = False  # status and headers are there
+        self._complete = False
+        self._keep = False  # the peer keeps the connection open
+        self._sated = False  # the rest of the body is not needed
+        self._left = False
+        self._error: Exception | None = None
+        self._early: list[bytes] = []
+
+    @property
+    def answered(self) -> bool:
+        """Whether any byte of the last answer has come."""
+        return self._head_bytes > 0
+
+    async def ask(self, request: bytes) -> Answer:
+        """Send a request; returns once the answer's headers are there.
+
+        Raises:
+            ConnectionError: the connection was lost before.
+            TimeoutError: nothing came for too long.
+            InvalidHTTP: what came was no answer.
+        """
+        self._stop_timer()
+        self._prepare()
+        self._parser = httptools.HttpResponseParser(self)
+        self._heard_at = self._loop.time()
+        self._timer = self._loop.call_later(self._silence, self._watch)
+        if self._transport is None or self._transport.is_closing():
+            raise ConnectionResetError
+        self._transport.write(request)
+        await self._wait()
+        return self._answer
+
+    async def read(self, take: TakeBytes) -> None:
+        """Hand the body over as it comes; returns when it is complete or `take` needs no more.
+
+        Raises:
+            BodyCutOff: the connection ended before the body did.
+            TimeoutError: nothing came for too long.
+            InvalidHTTP: what came was no body.
+        """
+        early, self._early = self._early, []
+        for part in early:
+            if take(part):
+                self._sated = True
+                return
+        if self._error is not None:
+            raise self._error
+        if not self._complete:
+            self._take = take
+            await self._wait()
+
+    def leave(self) -> None:
+        """End the exchange: a connection whose answer is over, or soon will be, rests; another is aborted."""
+        self._left = True
+        if self._complete:
+            self._retire()
+        elif self._sated:
+            self._stop_timer()
+            self._timer = self._loop.call_later(DRAIN_SECONDS, self.abort)
+        else:
+            self.abort()
+
+    def abort(self, error: Exception | None = None) -> None:
+        """Close the connection at once; whoever waits on it gets `error`."""
+        self._fail(error or ConnectionAbortedError())
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        parser = self._parser
+        if parser is None:
+            self.abort()  # nobody asked
+            return
+        self._heard_at = self._loop.time()
+        if not self._begun:
+            self._head_bytes += len(data)
+        try:
+            parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._fail(InvalidHTTP())
+        if not self._begun and self._head_bytes > MAX_HEAD_BYTES:
+            self._fail(InvalidHTTP())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        headers = self._answer.headers
+        if exc is None and self._begun and b"content-length" not in headers and b"transfer-encoding" not in headers:
+            # RFC 9112, 6.3: such a body ends with its connection.
+            self._end()
+        self._fail(BodyCutOff() if self._begun else ConnectionResetError())
+        self._stop_timer()
+        self._lost(self)
+
+    # httptools
+
+    def on_message_begin(self) -> None:
+        if self._complete:
+            raise InvalidHTTP  # a second answer to one request
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._begun:  # later ones are trailers
+            self._answer.headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        assert self._parser is not None
+        self._answer.status = self._parser.get_status_code()
+        if self._answer.status >= 200:
+            self._begun = True
+            self._wake()
+
+    def on_body(self, body: bytes) -> None:
+        take = self._take
+        if take is None:
+            if not (self._sated or self._error):
+                self._early.append(body)
+            return
+        try:
+            if take(body):
+                self._take = None
+                self._sated = True
+                self._wake()
+        except Exception as error:  # noqa: BLE001
+            # The parser would put an error of its own in the place of this one.
+            self._fail(error)
+
+    def on_message_complete(self) -> None:
+        if self._answer.status < 200:
+            self._answer = Answer()  # an interim one: the answer is still to come
+        else:
+            self._end()
+
+    # The rest
+
+    def _end(self) -> None:
+        if self._complete or self._error is not None:
+            return
+        assert self._parser is not None
+        self._keep = self._parser.should_keep_alive()
+        self._complete = True
+        self._take = None
+        self._parser = None
+        self._stop_timer()
+        self._wake()
+        if self._left:
+            self._retire()
+
+    def _retire(self) -> None:
+        """Rest, or close: only now, since the next `ask` takes away what the last one still had to read."""
+        assert self._transport is not None
+        if self._keep and not self._transport.is_closing():
+            self._timer = self._loop.call_later(self._rest, self.close)
+            self._rested(self)
+        else:
+            self.close()
+
+    def close(self) -> None:
+        """Close a connection that rests."""
+        self._stop_timer()
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _fail(self, error: Exception) -> None:
+        self._take = None
+        if self._error is None and not self._complete:
+            self._error = error
+            if self._waiter is not None and not self._waiter.done():
+                self._waiter.set_exception(error)
+        self.close()
+
+    async def _wait(self) -> None:
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _watch(self) -> None:
+        left = self._heard_at + self._silence - self._loop.time()
+        if left > 0:
+            # Set anew for the time that is left, and not at every read.
+            self._timer = self._loop.call_later(left, self._watch)
+        else:
+            self._fail(TimeoutError())
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
