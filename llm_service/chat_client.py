@@ -1,16 +1,18 @@
-"""The service's client in `python main.py chat`: one session, over the same WebSocket as every other client's."""
+"""The client of `python main.py chat` and `bench`: one session, over the same WebSocket as every other client's."""
 
 import asyncio
 import contextlib
 import itertools
 import json
 import re
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from typing import IO, Any
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, WebSocketException
 from websockets.protocol import State
+
+from llm_service.config import masked
 
 Event = dict[str, Any]
 
@@ -29,7 +31,11 @@ def printable(text: object) -> str:
 
 
 class ChatError(Exception):
-    """What to tell the user instead of going on."""
+    """What to tell the user instead of going on. `code` is the service's own, or what this client calls it."""
+
+    def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class ChatClient:
@@ -38,10 +44,12 @@ class ChatClient:
     A cancelled answer ends by the server's word, as any other: `ask` returns its event.
     """
 
-    def __init__(self, url: str, *, api_key: str = "", system_prompt: str | None = None) -> None:
+    def __init__(self, url: str, *, api_key: str = "", config: Mapping[str, object] | None = None) -> None:
+        """`config` is what start_session asks for."""
         self._url = url
+        self._shown_url = masked(url)
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._system_prompt = system_prompt
+        self._config = dict(config or {})
         self._numbers = itertools.count(1)
         self._socket: ClientConnection | None = None
         self.model = ""
@@ -61,13 +69,16 @@ class ChatClient:
                 proxy=None,
             )
         except InvalidStatus as error:
-            raise ChatError(_refusal(error)) from None
+            raise _refused(error) from None
         except InvalidURI:
-            raise ChatError(f"{self._url} is no address of a WebSocket, as ws://localhost:8000/ws/llm is") from None
+            raise ChatError(
+                f"{self._shown_url} is no address of a WebSocket, as ws://localhost:8000/ws/llm is", code="no_address"
+            ) from None
         except (OSError, WebSocketException, TimeoutError):
             raise ChatError(
-                f"no service answers at {self._url}; start it with ./run-cpu.sh or 'python main.py websocket', or name "
-                "another with --url"
+                f"no service answers at {self._shown_url}; start it with ./run-cpu.sh or 'python main.py websocket', "
+                "or name another with --url",
+                code="no_service",
             ) from None
         try:
             await self.reset()
@@ -83,8 +94,7 @@ class ChatClient:
 
     async def reset(self) -> None:
         """Start the session anew."""
-        config = {} if self._system_prompt is None else {"system_prompt": self._system_prompt}
-        await self._send({"type": "start_session", "config": config})
+        await self._send({"type": "start_session", "config": self._config})
         # A service that had greeted before this arrived answers that it configured the session.
         started = await self._reply({"session_started", "session_configured"})
         self.model = started.get("model", self.model)
@@ -93,7 +103,9 @@ class ChatClient:
         """Change the system prompt, or take the service's own; the conversation goes on."""
         await self._send({"type": "update_config", "config": {"system_prompt": text}})
         await self._reply({"session_configured"})
-        self._system_prompt = text
+        self._config.pop("system_prompt", None)
+        if text is not None:
+            self._config["system_prompt"] = text
 
     async def cancel(self) -> None:
         """Ask the service to stop the running answer."""
@@ -101,22 +113,32 @@ class ChatClient:
 
     async def ask(self, text: str, output: IO[str]) -> Event:
         """Send a message, write its answer as it comes and return the event that ended it."""
-        number = str(next(self._numbers))
-        await self._send({"type": "user_message", "text": text, "id": number})
         last = "\n"
+
+        def write(data: str) -> None:
+            nonlocal last
+            if piece := printable(data):
+                last = piece
+                output.write(piece)
+                output.flush()
+
         try:
-            while True:
-                event = await self._receive()
-                if event["type"] == "token" and (piece := printable(event["data"])):
-                    last = piece
-                    output.write(piece)
-                    output.flush()
-                elif _ends(event, number):
-                    return event
+            return await self.stream(text, write)
         finally:
             if not last.endswith("\n"):
                 output.write("\n")
                 output.flush()
+
+    async def stream(self, text: str, take: Callable[[str], None]) -> Event:
+        """Send a message, hand over each piece of its answer as it comes and return the event that ended it."""
+        number = str(next(self._numbers))
+        await self._send({"type": "user_message", "text": text, "id": number})
+        while True:
+            event = await self._receive()
+            if event["type"] == "token":
+                take(str(event["data"]))
+            elif _ends(event, number):
+                return event
 
     async def _reply(self, kinds: Collection[str]) -> Event:
         try:
@@ -126,15 +148,16 @@ class ChatClient:
                     if event["type"] in kinds:
                         return event
                     if event["type"] == "error":
-                        raise ChatError(str(event["error"]["message"]))
+                        raise ChatError(str(event["error"]["message"]), code=str(event["error"]["code"]))
         except TimeoutError:
             await self.aclose()
-            raise ChatError(f"the service said nothing for {REPLY_TIMEOUT:g} seconds") from None
+            raise ChatError(f"the service said nothing for {REPLY_TIMEOUT:g} seconds", code="no_reply") from None
 
     async def _send(self, message: Mapping[str, object]) -> None:
         if self._socket is None:
-            raise ChatError("not connected")
-        with _closed_is_told():
+            raise ChatError("not connected", code="not_connected")
+        # Of a connection that was closed meanwhile `_receive` tells, after what the service said before: why it closed.
+        with contextlib.suppress(ConnectionClosed):
             await self._socket.send(json.dumps(message))
 
     async def _receive(self) -> Event:
@@ -145,7 +168,9 @@ class ChatClient:
             event: Event = json.loads(frame)
             return event | {"type": str(event["type"])}
         except (ValueError, TypeError, KeyError):
-            raise ChatError(f"what {self._url} says is not this protocol; is it the service's /ws/llm?") from None
+            raise ChatError(
+                f"what {self._shown_url} says is not this protocol; is it the service's /ws/llm?", code="other_protocol"
+            ) from None
 
 
 def _ends(event: Event, number: str) -> bool:
@@ -163,13 +188,15 @@ def _closed_is_told() -> Generator[None, None, None]:
     except ConnectionClosed as closed:
         frame = closed.rcvd
         reason = f"{frame.code} {frame.reason}".strip() if frame is not None else "the connection broke"
-        raise ChatError(f"the service closed the connection ({reason})") from None
+        raise ChatError(f"the service closed the connection ({reason})", code="connection_closed") from None
 
 
-def _refusal(error: InvalidStatus) -> str:
+def _refused(refusal: InvalidStatus) -> ChatError:
+    status = refusal.response.status_code
     try:
-        message = json.loads(error.response.body or b"")["error"]["message"]
+        error = json.loads(refusal.response.body or b"")["error"]
+        code, message = str(error["code"]), error["message"]
     except (ValueError, KeyError, TypeError):
-        message = "is this its /ws/llm?"
-    advice = "; give one with --api-key" if error.response.status_code == 401 else ""
-    return f"the service refused the connection with HTTP {error.response.status_code}: {message}{advice}"
+        code, message = f"http_{status}", "is this its /ws/llm?"
+    advice = "; give one with --api-key" if status == 401 else ""
+    return ChatError(f"the service refused the connection with HTTP {status}: {message}{advice}", code=code)

@@ -1,4 +1,4 @@
-"""The command line: `python main.py {websocket,chat,test,config}`.
+"""The command line: `python main.py {websocket,chat,bench,test,config}`.
 
 The one place that reads the process's environment and arguments.
 """
@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dotenv import dotenv_values
@@ -111,14 +111,30 @@ def _parser() -> argparse.ArgumentParser:
     websocket.add_argument("--reload", action="store_true", help="start anew when a source file changes")
     websocket.set_defaults(run=_websocket)
 
-    chat = commands.add_parser("chat", help="talk to a running service in the terminal")
-    chat.add_argument("--url", help="its WebSocket (default: ws://localhost:LLM_PORT/ws/llm)")
-    chat.add_argument("--once", metavar="TEXT", help="ask this, print the answer and leave")
-    chat.add_argument("--system", metavar="TEXT", help="system prompt of the session")
-    chat.add_argument(
+    service = argparse.ArgumentParser(add_help=False)
+    service.add_argument("--url", help="its WebSocket (default: ws://localhost:LLM_PORT/ws/llm)")
+    service.add_argument(
         "--api-key", metavar="KEY", help="where one is asked for (default, without --url: the first of API_KEYS)"
     )
+
+    chat = commands.add_parser("chat", parents=[service], help="talk to a running service in the terminal")
+    chat.add_argument("--once", metavar="TEXT", help="ask this, print the answer and leave")
+    chat.add_argument("--system", metavar="TEXT", help="system prompt of the session")
     chat.set_defaults(run=_chat)
+
+    bench = commands.add_parser("bench", parents=[service], help="measure a running service: waits and words a second")
+    bench.add_argument(
+        "--sessions", type=_from_one_to(1000), default=4, metavar="N", help="sessions at once (default: 4)"
+    )
+    bench.add_argument(
+        "--turns", type=_from_one_to(100_000), default=3, metavar="N", help="questions in each (default: 3)"
+    )
+    bench.add_argument("--prompt", type=_not_blank, metavar="TEXT", help="the question (default: one of its own)")
+    bench.add_argument(
+        "--max-tokens", type=_from_one_to(100_000), default=64, metavar="N", help="longest answer (default: 64)"
+    )
+    bench.add_argument("--json", action="store_true", help="print the figures as JSON (docs/bench.md has the keys)")
+    bench.set_defaults(run=_bench)
 
     test = commands.add_parser("test", parents=[settings], help="check engine, model and one real generation")
     test.set_defaults(run=_test)
@@ -133,6 +149,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     config.set_defaults(run=_config)
     return parser
+
+
+def _from_one_to(most: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        # int() alone takes more than digits, and of those more than it reads in reasonable time.
+        if text.isascii() and text.isdecimal() and len(text) < 10 and 1 <= int(text) <= most:
+            return int(text)
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no whole number from 1 to {most}")
+
+    return number
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it must not be empty")
+    return text
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -187,16 +219,38 @@ def _chat(options: argparse.Namespace) -> int:
     from llm_service.chat_client import ChatClient
     from llm_service.terminal_chat import Chat, ask_once
 
-    settings = _settings(options)
-    keys = [key.get_secret_value() for key in settings.api_keys]
-    client = ChatClient(
-        options.url or f"ws://{_own_host(settings.llm_host)}:{settings.llm_port}/ws/llm",
-        api_key=options.api_key or (keys[0] if keys and not options.url else ""),
-        system_prompt=options.system,
-    )
+    url, api_key = _url_and_key(options)
+    config = {} if options.system is None else {"system_prompt": options.system}
+    client = ChatClient(url, api_key=api_key, config=config)
     if options.once is not None:
         return asyncio.run(ask_once(client, options.once, Console(), Console(stderr=True)))
     return Chat(client, Console()).run()
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from llm_service import bench
+    from llm_service.bench_figures import Load
+    from llm_service.chat_client import ChatClient
+
+    url, api_key = _url_and_key(options)
+    load = Load(options.sessions, options.turns, options.prompt or bench.PROMPT, options.max_tokens)
+    return bench.run(
+        load,
+        lambda: ChatClient(url, api_key=api_key, config=load.config),
+        as_json=options.json,
+        console=Console(),
+        notes=Console(stderr=True),
+    )
+
+
+def _url_and_key(options: argparse.Namespace) -> tuple[str, str]:
+    """Return where the service is and the key to bring: our own key goes to our own address alone."""
+    settings = _settings(options)
+    keys = [key.get_secret_value() for key in settings.api_keys]
+    own = f"ws://{_own_host(settings.llm_host)}:{settings.llm_port}/ws/llm"
+    return options.url or own, options.api_key or (keys[0] if keys and not options.url else "")
 
 
 def _own_host(host: str) -> str:

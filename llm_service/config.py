@@ -244,7 +244,7 @@ def aliases(variable: str) -> tuple[str, ...]:
 def shown(settings: Settings) -> dict[str, Any]:
     """Return the settings by variable, as JSON values, with secrets masked."""
     values = settings.model_dump(mode="json")
-    return {name.upper(): _masked(value) if isinstance(value, str) else value for name, value in values.items()}
+    return {name.upper(): masked(value) if isinstance(value, str) else value for name, value in values.items()}
 
 
 def _explain(details: ErrorDetails, environment: Mapping[str, str]) -> str:
@@ -261,13 +261,13 @@ def _explain(details: ErrorDetails, environment: Mapping[str, str]) -> str:
     return f"{variable}={value}: {message[0].lower()}{message[1:]} ({purpose})"
 
 
-def _masked(text: str) -> str:
+def masked(text: str) -> str:
     """Hide the name and the password that a URL may carry."""
     return re.sub(r"//[^/]*@", "//********@", text)
 
 
 def _printable(text: str, limit: int = 200) -> str:
     """Make a value fit for a line of a terminal: short, masked, without control characters."""
-    whole = _masked(text)
+    whole = masked(text)
     line = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in whole[:limit])
     return line if len(whole) <= limit else line + "…"

@@ -66,6 +66,8 @@ LEVELS = {
     "protocols": 5,
     "self_check": 5,
     "chat_client": 5,
+    "bench": 5,
+    "bench_figures": 5,
     "terminal_chat": 5,
     "server": 6,
     "monitoring": 6,

@@ -24,7 +24,7 @@ async def service(talk: Callable[[ServerConnection], Awaitable[None]]) -> AsyncG
     """A service that talks as the test says, and a client of it."""
     async with serve(talk, "127.0.0.1", 0) as server:
         port = next(iter(server.sockets)).getsockname()[1]
-        client = ChatClient(f"ws://127.0.0.1:{port}/ws/llm", system_prompt="Be brief.")
+        client = ChatClient(f"ws://127.0.0.1:{port}/ws/llm", config={"system_prompt": "Be brief."})
         try:
             yield client
         finally:
@@ -143,6 +143,23 @@ async def test_a_closed_connection_is_made_anew() -> None:
             await client.ask("hello", io.StringIO())
         assert await client.open()
     assert [{"system_prompt": "Be brief."}] * 2 == configs
+
+
+async def test_what_was_said_before_the_close() -> None:
+    """A service that says why it closes is heard, also by who asks after it did."""
+
+    async def talk(socket: ServerConnection) -> None:
+        await hear(socket)
+        await say(socket, STARTED, {"type": "error", "error": {"code": "shutting_down", "message": "stopping"}})
+
+    async with service(talk) as client, asyncio.timeout(10):
+        await client.open()
+        assert client._socket is not None
+        await client._socket.wait_closed()
+        assert "shutting_down" == (await client.ask("hello", io.StringIO()))["error"]["code"]
+        with pytest.raises(ChatError) as lost:
+            await client.ask("hello", io.StringIO())
+        assert "connection_closed" == lost.value.code
 
 
 @pytest.mark.parametrize("said", ["no JSON", "[]", "{}", "5"])

@@ -18,7 +18,7 @@ from llm_service.engines.scripted import Fault, ScriptedEngine
 from llm_service.errors import GenerationFailed
 from llm_service.serving import bind
 from tests.live import live_service
-from tests.processes import PATIENCE, ROOT, bare_environment, free_port
+from tests.processes import PATIENCE, ROOT, bare_environment, free_port, until
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -113,7 +113,7 @@ class TestConfig:
         assert 2 < output.count("********")
 
     @pytest.mark.parametrize("wrong", ["0", "80", "65536", "abc", "", " ", "8000.5", "-1"])
-    @pytest.mark.parametrize("command", ["config", "websocket", "test", "chat"])
+    @pytest.mark.parametrize("command", ["config", "websocket", "test", "chat", "bench"])
     def test_wrong_values(self, run: Run, monkeypatch: pytest.MonkeyPatch, command: str, wrong: str) -> None:
         """A wrong value is named with its bounds in one line on standard error, whatever the command; exit status 1."""
         if not wrong.strip():
@@ -315,3 +315,65 @@ class TestChat:
     def test_own_host(self, host: str, expected: str) -> None:
         """The chat looks for a service where the configuration lets it listen."""
         assert expected == cli._own_host(host)
+
+
+class TestBench:
+    async def test_fine(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The options make the load, the key is brought, and the figures alone are on standard output."""
+        engine = ScriptedEngine(lambda _: ["yes ", "no ", "maybe"], tokens_per_second=1000, models=())
+        options = ("--sessions=2", "--turns=1", "--prompt=Well?", "--max-tokens=2", "--api-key=right", "--json")
+        async with live_service(engine, {"API_KEYS": "right"}) as live:
+            status, output, errors = await asyncio.to_thread(run, "bench", "--url", live.ws_url, *options)
+        found = json.loads(output)
+        assert (0, 2, 4) == (status, found["responses_completed"], found["words"])
+        assert "warming up: one answer that does not count" == errors.splitlines()[0]
+        assert {("Well?", 2)} == {(asked.messages[-1].content, asked.sampling.max_tokens) for asked in engine.requests}
+        assert "right" not in output + errors
+
+    async def test_wrong_key(self, run: Run) -> None:
+        """A key that is refused is an error with its code and what to do."""
+        async with live_service(ScriptedEngine(), {"API_KEYS": "right"}) as live:
+            arguments = ("bench", "--url", live.ws_url, "--api-key", "wr0ng")
+            status, output, errors = await asyncio.to_thread(run, *arguments)
+        assert 1 == status
+        assert output.splitlines()[-1].startswith("1 × unauthorized: the service refused the connection with HTTP 401")
+        assert "wr0ng" not in output + errors
+
+    def test_nobody_there(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A service that is not there is named by the address that was tried, without the password in it."""
+        status, output, _ = run("bench", "--url", f"ws://me:canary@localhost:{free_port()}/")
+        assert 1 == status
+        assert output.splitlines()[-1].startswith("1 × no_service: no service answers at ws://********@localhost:")
+        assert "canary" not in output
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            *(f"--sessions={number}" for number in ("0", "1001", "-1", "two", "1.5", "²")),
+            *("--turns=0", "--turns=", f"--turns={'9' * 5000}", "--max-tokens=0", "--prompt= "),
+        ],
+    )
+    def test_wrong_options(self, run: Run, wrong: str) -> None:
+        """A number out of bounds, and a question without a word, are wrong calls."""
+        status, output, errors = run("bench", wrong)
+        assert (2, "") == (status, output)
+        assert f"error: argument {wrong.partition('=')[0]}: " in errors
+
+    async def test_interrupted(self, tmp_path: Path) -> None:
+        """Ctrl-C prints what was measured so far; exit status 130, and no traceback."""
+        engine = ScriptedEngine(tokens_per_second=1000, models=(), faults=[None, None, Fault(1)])
+        async with live_service(engine) as live:
+            arguments = ("bench", "--url", live.ws_url, "--sessions=1", "--json")
+            with python(*arguments, folder=tmp_path, stdout=subprocess.PIPE) as process:
+                # The question after one that was answered.
+                await asyncio.to_thread(until, lambda: len(engine.requests) == 3, "the second question is asked")
+                process.send_signal(signal.SIGINT)
+                output, errors = await asyncio.to_thread(process.communicate, timeout=PATIENCE)
+        found = json.loads(output)
+        assert (130, True, 1, {}) == (
+            process.returncode,
+            found["interrupted"],
+            found["responses_completed"],
+            found["errors"],
+        )
+        assert "measuring; sessions: 1, questions in each: 3" == errors.splitlines()[-1]
