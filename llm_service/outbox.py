@@ -16,6 +16,8 @@ from llm_service.events import ServerEvent, SessionStarted, Thinking, Token, enc
 MAX_MERGED = 65_536
 # Bytes an event weighs beside its text while it waits.
 _EVENT_OVERHEAD = 64
+# What waits, with what each event weighs, before anything has: an empty deque is 0.7 KiB, and most clients keep up.
+_NOTHING: deque[tuple[ServerEvent, int]] = deque()
 
 
 class Outbox:
@@ -25,11 +27,26 @@ class Outbox:
     before is written. `max_bytes` bounds what waits; past it the outbox is `overfull` and takes nothing more.
     """
 
+    __slots__ = (
+        "_closing",
+        "_direct",
+        "_finished",
+        "_flushed",
+        "_max_bytes",
+        "_paused_since",
+        "_pending",
+        "_pending_bytes",
+        "_seq",
+        "_write",
+        "_written_before",
+        "overfull",
+    )
+
     def __init__(self, write: Callable[[bytes], None], flushed: Callable[[], None], *, max_bytes: int) -> None:
         self._write = write
         self._flushed = flushed
         self._max_bytes = max_bytes
-        self._pending: deque[tuple[ServerEvent, int]] = deque()  # with what it weighs
+        self._pending = _NOTHING
         self._pending_bytes = 0
         self._paused_since: float | None = None
         self._closing = False
@@ -83,6 +100,8 @@ class Outbox:
             self._write(encode(event))
         elif not (self._closing or self.overfull):
             weight = _weight(event)
+            if self._pending is _NOTHING:
+                self._pending = deque()
             self._pending.append((event, weight))
             self._pending_bytes += weight
             self.overfull = self._pending_bytes > self._max_bytes

@@ -89,52 +89,67 @@ class DeadlineH11Protocol(H11Protocol):
             self.transport.abort()
 
 
-class WireWebSocketProtocol(WebSocketsSansIOProtocol):
-    """Offers itself to the application in the scope, as the `Wire` under `WIRE_EXTENSION`.
+class TransportWire:
+    """A `Wire` that writes its frames to the transport itself: they pass neither a task nor ASGI's dictionaries.
 
-    A frame written so passes neither a task nor ASGI's dictionaries, and a peer that never reads can be dropped:
-    closing would wait until it has read what was written, holding socket and buffer for ever.
+    `pause` and `resume` are for the transport's protocol to call.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._message_deadline: asyncio.TimerHandle | None = None
-        self._pause: Callable[[], None] | None = None
-        self._resume: Callable[[], None] | None = None
+    __slots__ = ("_transport", "pause", "resume")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self.pause: Callable[[], None] = _ignore
+        self.resume: Callable[[], None] = _ignore
 
     def write(self, text: bytes) -> None:
-        if self.close_sent or self.transport.is_closing():
+        transport, length = self._transport, len(text)
+        if transport.is_closing():
             return
-        length = len(text)
         if length < 126:
             header = _SHORT_HEADERS[length]
         elif length < 65_536:
             header = struct.pack("!BBH", _TEXT, 126, length)
         else:
             header = struct.pack("!BBQ", _TEXT, 127, length)
-        self.transport.write(header + text)
+        transport.write(header + text)
 
     def listen(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
-        self._pause, self._resume = pause, resume
-        if not self.writable.is_set():
-            pause()
+        self.pause, self.resume = pause, resume
 
     def abort(self) -> None:
-        self.transport.abort()
+        self._transport.abort()
+
+
+def _ignore() -> None:
+    """Do nothing."""
+
+
+class WireWebSocketProtocol(WebSocketsSansIOProtocol):
+    """Offers the application a `TransportWire` in the scope, under `WIRE_EXTENSION`.
+
+    Through it a peer that never reads can be dropped: closing would wait until it has read what was written,
+    holding socket and buffer for ever.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._message_deadline: asyncio.TimerHandle | None = None
+        self._wire: TransportWire | None = None
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        if self._pause is not None:
-            self._pause()
+        if self._wire is not None:
+            self._wire.pause()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._resume is not None:
-            self._resume()
+        if self._wire is not None:
+            self._wire.resume()
 
     async def run_asgi(self) -> None:
         extensions: dict[str, Any] = self.scope["extensions"]
-        extensions[WIRE_EXTENSION] = self
+        extensions[WIRE_EXTENSION] = self._wire = TransportWire(self.transport)
         app = self.app
 
         async def finishing(*call: Any) -> None:

@@ -13,7 +13,6 @@ delivers for an ended response is ignored by its number.
 """
 
 import enum
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -57,6 +56,24 @@ class Session:
     since there is one for every token, is sent on from within the call that takes it.
     """
 
+    __slots__ = (
+        "_active_at",
+        "_config",
+        "_conversation",
+        "_counters_before",
+        "_defaults",
+        "_greeted",
+        "_last_response",
+        "_new_id",
+        "_queue",
+        "_refusing",
+        "_response",
+        "_state",
+        "counters",
+        "id",
+        "started_at",
+    )
+
     def __init__(self, defaults: SessionDefaults, *, new_id: Callable[[], str], now: float) -> None:
         self._defaults = defaults
         self._new_id = new_id
@@ -64,7 +81,7 @@ class Session:
         self._response: Response | None = None
         self._last_response = 0
         self._refusing: FastTalkError | None = None
-        self._queue: deque[events.UserMessage] = deque()
+        self._queue: list[events.UserMessage] = []
         self.counters = Counters()
         self._begin(SessionConfig(), now)
         self._state = SessionState.NEW
@@ -332,7 +349,7 @@ class Session:
     def _next(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
         while self._queue and self._response is None:
-            effects += self._respond(self._queue.popleft(), now)
+            effects += self._respond(self._queue.pop(0), now)
         return effects
 
     def _interrupt(self) -> list[Effect]:

@@ -46,6 +46,31 @@ class HTTPConnection(asyncio.Protocol):
     for its next. `rested` is called when it can serve again, `lost` when it never will.
     """
 
+    __slots__ = (
+        "_answer",
+        "_begun",
+        "_complete",
+        "_error",
+        "_head_bytes",
+        "_heard_at",
+        "_keep",
+        "_left",
+        "_loop",
+        "_lost",
+        "_over",
+        "_parser",
+        "_parts",
+        "_rest",
+        "_rested",
+        "_sated",
+        "_silence",
+        "_take",
+        "_timer",
+        "_transport",
+        "_waiter",
+        "on_body",
+    )
+
     def __init__(
         self,
         *,
@@ -62,6 +87,10 @@ class HTTPConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._parser: httptools.HttpResponseParser | None = None
+        # What the body's parts wait in until somebody takes them. The parser calls `on_body` for each: a list's
+        # own method costs a token less than one of ours.
+        self._parts: list[bytes] = []
+        self.on_body = self._parts.append
         self._waiter: asyncio.Future[None] | None = None
         self._take: TakeBytes | None = None
         self._heard_at = 0.0
@@ -71,12 +100,14 @@ class HTTPConnection(asyncio.Protocol):
         self._answer = Answer()
         self._head_bytes = 0
         self._begun = False  # status and headers are there
+        self._over = False  # the parser saw the end
         self._complete = False
         self._keep = False  # the peer keeps the connection open
         self._sated = False  # the rest of the body is not needed
         self._left = False
         self._error: Exception | None = None
-        self._early: list[bytes] = []
+        self._take = None
+        self._parts.clear()
 
     @property
     def answered(self) -> bool:
@@ -110,16 +141,14 @@ class HTTPConnection(asyncio.Protocol):
             TimeoutError: nothing came for too long.
             InvalidHTTP: what came was no body.
         """
-        early, self._early = self._early, []
-        for part in early:
-            if take(part):
-                self._sated = True
-                return
+        self._sated = any(take(part) for part in self._parts)
+        self._parts.clear()
+        if self._sated or self._complete:
+            return
         if self._error is not None:
             raise self._error
-        if not self._complete:
-            self._take = take
-            await self._wait()
+        self._take = take
+        await self._wait()
 
     def leave(self) -> None:
         """End the exchange: a connection whose answer is over, or soon will be, rests; another is aborted."""
@@ -149,11 +178,27 @@ class HTTPConnection(asyncio.Protocol):
         self._heard_at = self._loop.time()
         if not self._begun:
             self._head_bytes += len(data)
+        broken = False
         try:
             parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self._fail(InvalidHTTP())
-        if not self._begun and self._head_bytes > MAX_HEAD_BYTES:
+            broken = True
+        take = self._take
+        if take is not None and self._parts:
+            try:
+                for part in self._parts:
+                    if take(part):
+                        self._take = None
+                        self._sated = True
+                        self._wake()
+                        break
+            except Exception as error:  # noqa: BLE001 - of `take`: whoever gave it gets it
+                self._fail(error)
+            self._parts.clear()
+        if self._over:
+            self._keep = self._keep and not broken
+            self._end()
+        elif broken or (not self._begun and self._head_bytes > MAX_HEAD_BYTES):
             self._fail(InvalidHTTP())
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -168,7 +213,7 @@ class HTTPConnection(asyncio.Protocol):
     # httptools
 
     def on_message_begin(self) -> None:
-        if self._complete:
+        if self._over:
             raise InvalidHTTP  # a second answer to one request
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -182,34 +227,19 @@ class HTTPConnection(asyncio.Protocol):
             self._begun = True
             self._wake()
 
-    def on_body(self, body: bytes) -> None:
-        take = self._take
-        if take is None:
-            if not (self._sated or self._error):
-                self._early.append(body)
-            return
-        try:
-            if take(body):
-                self._take = None
-                self._sated = True
-                self._wake()
-        except Exception as error:  # noqa: BLE001
-            # The parser would put an error of its own in the place of this one.
-            self._fail(error)
-
     def on_message_complete(self) -> None:
         if self._answer.status < 200:
             self._answer = Answer()  # an interim one: the answer is still to come
         else:
-            self._end()
+            assert self._parser is not None
+            self._keep = self._parser.should_keep_alive()
+            self._over = True
 
     # The rest
 
     def _end(self) -> None:
         if self._complete or self._error is not None:
             return
-        assert self._parser is not None
-        self._keep = self._parser.should_keep_alive()
         self._complete = True
         self._take = None
         self._parser = None

@@ -12,6 +12,11 @@ class LineBuffer:
     anybody looks at it. `rest` is what is held back.
     """
 
+    __slots__ = (
+        "_limit",
+        "rest",
+    )
+
     def __init__(self, max_line_bytes: int = MAX_LINE_BYTES) -> None:
         self._limit = max_line_bytes
         self.rest = bytearray()

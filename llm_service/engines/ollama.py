@@ -204,6 +204,13 @@ class OllamaEngine:
 class _Answer:
     """Reads one answer: bytes in, deltas out to `take`, and the end."""
 
+    __slots__ = (
+        "_finish",
+        "_label",
+        "_lines",
+        "_take",
+    )
+
     def __init__(self, label: str, take: TakeDelta) -> None:
         self._label = label
         self._take = take

@@ -210,6 +210,15 @@ class OpenAIEngine:
 class _Answer:
     """Reads one answer: bytes in, deltas out to `take`, and the end. `refused` makes the error of an error event."""
 
+    __slots__ = (
+        "_events",
+        "_label",
+        "_reason",
+        "_refused",
+        "_take",
+        "_usage",
+    )
+
     def __init__(self, label: str, refused: Callable[[Refusal], FastTalkError], take: TakeDelta) -> None:
         self._label = label
         self._refused = refused

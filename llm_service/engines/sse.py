@@ -15,6 +15,15 @@ class SSEDecoder:
     cuts off is dropped, as the standard asks.
     """
 
+    __slots__ = (
+        "_after_cr",
+        "_data",
+        "_first_line",
+        "_limit",
+        "_rest",
+        "_size",
+    )
+
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         self._limit = max_event_bytes
         self._rest = bytearray()
@@ -29,6 +38,12 @@ class SSEDecoder:
         Raises:
             GenerationFailed: a line or an event is longer than the bound.
         """
+        if data.startswith(b"data: ") and data.endswith(b"\n\n") and not (self._rest or self._data or b"\r" in data):
+            # Nearly every read is whole events of one line each, and this is on the way of every token.
+            payloads = data[6:-2].split(b"\n\ndata: ")
+            if data.count(b"\n") == 2 * len(payloads) and len(data) <= self._limit:
+                self._first_line = self._after_cr = False
+                return payloads
         if self._after_cr and data:
             # A CR at the end of the last read has ended its line; the LF is the second half of that end.
             self._after_cr = False
@@ -42,7 +57,7 @@ class SSEDecoder:
             data = bytes(self._rest)
             self._rest.clear()
         self._after_cr = data.endswith(b"\r")
-        payloads: list[bytes] = []
+        payloads = []
         # For bytes, unlike str, splitlines knows LF, CR LF and CR and nothing else.
         for line in data.splitlines(keepends=True):
             if line[-1] not in b"\r\n":
