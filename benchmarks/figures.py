@@ -121,11 +121,16 @@ def delays(turns: Sequence[Turn], log: EngineLog, begin: float, end: float) -> l
     ]
 
 
-def paired_ratio(tested: Sequence[Sample], floor: Sequence[Sample]) -> float | None:
-    """Return the median over the rounds of CPU per word ÷ the floor's: drift hits both of a pair alike."""
-    pairs = [
+def ratios(tested: Sequence[Sample], floor: Sequence[Sample]) -> list[float]:
+    """Return each round's CPU per word ÷ the floor's."""
+    return [
         sample.cpu_us_per_word / other.cpu_us_per_word
         for sample, other in zip(tested, floor, strict=False)
         if other.cpu_us_per_word
     ]
+
+
+def paired_ratio(tested: Sequence[Sample], floor: Sequence[Sample]) -> float | None:
+    """Return the median of the rounds' own ratios: drift hits both of a pair alike."""
+    pairs = ratios(tested, floor)
     return round(median(pairs), 3) if pairs else None

@@ -2,10 +2,11 @@
 
 import tempfile
 from pathlib import Path
+from statistics import median
 
 import msgspec
 
-from benchmarks.figures import Sample, paired_ratio
+from benchmarks.figures import Sample, ratios
 from benchmarks.measure import cores
 from benchmarks.processes import raise_file_limit
 from benchmarks.runs import LOADS, engine, measure, running
@@ -26,8 +27,8 @@ class Baseline(msgspec.Struct, frozen=True):
     words_per_second: float
 
 
-def measured(rounds: int = _ROUNDS) -> float:
-    """Return the median ratio of alternating rounds."""
+def measured(rounds: int = _ROUNDS) -> list[float]:
+    """Return the ratios of alternating rounds."""
     raise_file_limit()
     where = cores()
     samples: dict[str, list[Sample]] = {"service": [], "floor": []}
@@ -43,9 +44,7 @@ def measured(rounds: int = _ROUNDS) -> float:
                 for target in (one, other):
                     sample = measure(target, process, _LOAD, where, folder, _SECONDS)
                     samples[target.system.name].append(sample)
-    ratio = paired_ratio(samples["service"], samples["floor"])
-    assert ratio is not None
-    return ratio
+    return ratios(samples["service"], samples["floor"])
 
 
 def verdict(ratio: float, baseline: Baseline) -> tuple[bool, str]:
@@ -60,15 +59,21 @@ def verdict(ratio: float, baseline: Baseline) -> tuple[bool, str]:
 
 def guard(*, write: bool) -> int:
     """Measure and compare, or write the value that later runs are compared with; returns the exit status."""
-    ratio = measured()
+    found = measured()
     if write:
-        text = msgspec.json.format(msgspec.json.encode(Baseline(round(ratio, 2), _LOAD.sessions, _LOAD.rate)))
-        BASELINE.write_bytes(text + b"\n")
-        print(f"written: CPU per word is {ratio:.2f} × the floor")
+        found += measured()
+        baseline = Baseline(round(median(found), 2), _LOAD.sessions, _LOAD.rate)
+        BASELINE.write_bytes(msgspec.json.format(msgspec.json.encode(baseline)) + b"\n")
+        print(f"written: CPU per word is {baseline.over_floor:.2f} × the floor")
         return 0
     if not BASELINE.exists():
-        print(f"CPU per word is {ratio:.2f} × the floor; no value is committed: run it with --write")
+        print(f"CPU per word is {median(found):.2f} × the floor; no value is committed: run it with --write")
         return 1
-    passed, line = verdict(ratio, msgspec.json.decode(BASELINE.read_bytes(), type=Baseline))
+    baseline = msgspec.json.decode(BASELINE.read_bytes(), type=Baseline)
+    passed, line = verdict(median(found), baseline)
+    if not passed:
+        # What else ran on the machine may have hit the service alone; what is dearer is so the second time, too.
+        print(f"{line}; measuring again")
+        passed, line = verdict(median(found + measured(2 * _ROUNDS)), baseline)
     print(line)
     return 0 if passed else 1

@@ -195,6 +195,8 @@ class HTTPConnection(asyncio.Protocol):
             except Exception as error:  # noqa: BLE001 - of `take`: whoever gave it gets it
                 self._fail(error)
             self._parts.clear()
+        elif self._sated:
+            self._parts.clear()
         if self._over:
             self._keep = self._keep and not broken
             self._end()
