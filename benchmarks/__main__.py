@@ -1,4 +1,4 @@
-"""`python -m benchmarks {run,guard,setup-peers}`."""
+"""`python -m benchmarks {run,guard,real,setup-peers}`."""
 
 import argparse
 import signal
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks import guard, peers, report, suite
+from benchmarks import guard, peers, real, report, suite
 from benchmarks.processes import ROOT, BenchmarkFailed
 from benchmarks.systems import SYSTEMS, chosen
 
@@ -41,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("guard", help="fail if CPU per word ÷ the floor's has grown by more than 25 %%")
     check.add_argument("--write", action="store_true", help="write the value that later runs are compared with")
     check.set_defaults(run=lambda options: guard.guard(write=options.write))
+    real.add_to(commands)
     setup = commands.add_parser("setup-peers", help="install LiteLLM in an environment of its own")
     setup.set_defaults(run=_setup)
     return parser

@@ -10,10 +10,11 @@ import msgspec
 from benchmarks.figures import Row, Sample
 from benchmarks.measure import machine
 from benchmarks.processes import ROOT
+from benchmarks.runs import LOADS
 
 _COLUMNS = (
-    "system", "sessions", "µs CPU/word", "× floor", "words/s", "busy", "TTFT + p50/p99 ms", "gap + p50/p99 ms",
-    "delay p50/p99 ms", "RSS MiB",
+    "system", "sessions × words/s", "µs CPU/word", "× floor", "words/s", "busy", "TTFT + p50/p99 ms",
+    "gap + p50/p99 ms", "delay p50/p99 ms", "RSS MiB",
 )  # fmt: skip
 
 
@@ -42,12 +43,12 @@ def table(rows: Sequence[Row], idle: Idle) -> str:
 def _cells(row: Row) -> tuple[str, ...]:
     sample = row.middle
     if sample is None:
-        return (row.title, row.load, row.note or "-", *["-"] * (len(_COLUMNS) - 3))
+        return (row.title, _offered(row), row.note or "-", *["-"] * (len(_COLUMNS) - 3))
     values = sorted(each.cpu_us_per_word for each in row.samples)
     spread = f" ({values[0]:.0f}-{values[-1]:.0f})" if len(values) > 1 else ""
     return (
         row.title,
-        row.load,
+        _offered(row),
         f"{sample.cpu_us_per_word:.1f}{spread}",
         "-" if row.over_floor is None else f"{row.over_floor:.2f}",
         f"{sample.words_per_second:,.0f}",
@@ -57,6 +58,11 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{sample.delay.p50:.2f} / {sample.delay.p99:.2f}",
         f"{sample.rss / 1024:.0f}",
     )
+
+
+def _offered(row: Row) -> str:
+    load = LOADS[row.load]
+    return f"{load.sessions:,} × {load.rate:,g}"
 
 
 def write(folder: Path, rows: Sequence[Row], idle: Idle, arguments: Sequence[str]) -> list[Path]:
@@ -82,24 +88,34 @@ def _plots(folder: Path, rows: Sequence[Row]) -> list[Path]:
     mpl.use("svg")
     # The same numbers give the same file.
     mpl.rcParams["svg.hashsalt"] = "fasttalk"
-    cpu = _plot(folder / "cpu-per-word.svg", rows, "µs CPU per word", lambda sample: sample.cpu_us_per_word)
-    delay = _plot(folder / "delay.svg", rows, "ms from engine to client, p99", lambda sample: sample.delay.p99)
-    return [cpu, delay]
+    by_sessions, by_rate = ("1", "10", "100", "1000"), ("100 slow", "100", "100 fast")
+    cpu, delay = (
+        ("cpu-per-word", "µs CPU per word", lambda sample: sample.cpu_us_per_word),
+        ("delay", "ms from engine to client, p99", lambda sample: sample.delay.p99),
+    )
+    return [
+        _plot(folder / f"{name}-by-{what}.svg", rows, loads, label, value)
+        for name, label, value in (cpu, delay)
+        for what, loads in (("sessions", by_sessions), ("rate", by_rate))
+    ]
 
 
-def _plot(path: Path, rows: Sequence[Row], label: str, value: Callable[[Sample], float]) -> Path:
+def _plot(path: Path, rows: Sequence[Row], loads: Sequence[str], label: str, value: Callable[[Sample], float]) -> Path:
     from matplotlib import pyplot
 
+    sessions = len({LOADS[name].sessions for name in loads}) > 1
     figure, axes = pyplot.subplots(figsize=(8, 4.5))
     for system in dict.fromkeys(row.system for row in rows):
-        points = [
-            (int(row.load), value(row.middle))
+        points = sorted(
+            (LOADS[row.load].sessions if sessions else LOADS[row.load].rate, value(row.middle))
             for row in rows
-            if row.system == system and row.load.isdigit() and row.middle is not None
-        ]
+            if row.system == system and row.load in loads and row.middle is not None
+        )
         if points:
             axes.plot(*zip(*points, strict=True), marker="o", label=system)
-    axes.set(xlabel="sessions", ylabel=label, xscale="log", yscale="log")
+    axes.set(
+        xlabel="sessions" if sessions else "words/s in each of 100 sessions", ylabel=label, xscale="log", yscale="log"
+    )
     axes.grid(visible=True, which="both", alpha=0.3)
     axes.legend()
     figure.tight_layout()

@@ -62,6 +62,8 @@ LOADS = {
         Load("1", 1, 50),
         Load("10", 10, 50),
         Load("100", 100, 50),
+        Load("100 slow", 100, 10),
+        Load("100 fast", 100, 150),
         Load("1000", 1000, 20),
         Load("saturated", 100, 1000, words=20_000, ttft=1.0, longest_ramp=0.4),
     )

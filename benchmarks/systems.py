@@ -56,7 +56,7 @@ def _relay(name: str) -> Callable[[int, Path], Started]:
     return start
 
 
-_ALL = ("1", "10", "100", "1000", "saturated")
+_ALL = ("1", "10", "100", "100 slow", "100 fast", "1000", "saturated")
 
 SYSTEMS = (
     System("service", "the service", "websocket", "/ws/llm", _ALL, service),
@@ -82,7 +82,7 @@ SYSTEMS = (
         "FastAPI, websockets, httpx aiter_lines, send_json",
         "websocket",
         "/ws/llm",
-        ("1", "10", "100", "saturated"),
+        ("1", "10", "100", "100 slow", "saturated"),
         _relay("naive"),
         once=True,
     ),

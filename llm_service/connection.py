@@ -94,6 +94,7 @@ class Connection:
         wire.listen(self._outbox.pause, self._outbox.resume)
         self._closing: tuple[int, str] | None = None
         self._all_written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._log = _log.bind()  # the module's own is made anew for every line, heard or not
         self._opened_at = monotonic()
         self._heard = False
         self._invalid_in_a_row = 0
@@ -280,7 +281,7 @@ class Connection:
     def _log_response(self, effect: Generate, outcome: str, answer: str, **fields: str) -> None:
         """One line a response; what was said is in it by its length alone, unless LOG_PROMPTS is set."""
         prompt = effect.request.messages[-1].content
-        _log.info("response", response=effect.response, outcome=outcome, prompt=prompt, answer=answer, **fields)
+        self._log.info("response", response=effect.response, outcome=outcome, prompt=prompt, answer=answer, **fields)
 
     def _last_answer(self) -> str:
         turns = self._session.conversation.turns

@@ -2,7 +2,9 @@
 
 from asyncio import CancelledError
 from bisect import bisect_left
-from itertools import pairwise
+from collections import Counter
+from itertools import repeat
+from operator import sub
 from time import monotonic
 from types import TracebackType
 from typing import Self
@@ -51,9 +53,8 @@ class ResponseMeter:
             measured.observe_cancel_to_idle(now - self._stopped_at)
         if times:
             measured.observe_first_token(times[0] - self._started)
-            gaps = [0] * (len(INTER_TOKEN_BUCKETS) + 1)
-            for before, after in pairwise(times):
-                gaps[bisect_left(INTER_TOKEN_BUCKETS, after - before)] += 1
+            found = Counter(map(bisect_left, repeat(INTER_TOKEN_BUCKETS), map(sub, times[1:], times)))
+            gaps = [found[bucket] for bucket in range(len(INTER_TOKEN_BUCKETS) + 1)]
             measured.observe_inter_token(gaps, times[-1] - times[0])
         if kind is not None:
             measured.count_tokens["output"](len(times))  # nobody counted them; about one token each

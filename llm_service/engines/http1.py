@@ -40,7 +40,7 @@ class Answer:
 
 
 class HTTPConnection(asyncio.Protocol):
-    """One connection: `ask`, then `read`, then `leave`; and again, while it is `at_rest`.
+    """One connection: `ask`, `read` if that left a body, then `leave`; and again, once it has `rested`.
 
     Times are in seconds: `silence` is the longest one within an exchange, `rest` how long a connection waits
     for its next. `rested` is called when it can serve again, `lost` when it never will.
@@ -68,6 +68,7 @@ class HTTPConnection(asyncio.Protocol):
         "_timer",
         "_transport",
         "_waiter",
+        "_wanted",
         "on_body",
     )
 
@@ -107,6 +108,7 @@ class HTTPConnection(asyncio.Protocol):
         self._left = False
         self._error: Exception | None = None
         self._take = None
+        self._wanted: TakeBytes | None = None
         self._parts.clear()
 
     @property
@@ -114,16 +116,20 @@ class HTTPConnection(asyncio.Protocol):
         """Whether any byte of the last answer has come."""
         return self._head_bytes > 0
 
-    async def ask(self, request: bytes) -> Answer:
-        """Send a request; returns once the answer's headers are there.
+    async def ask(self, request: bytes, take: TakeBytes | None = None) -> Answer:
+        """Send a request. The body of a success goes to `take` as it comes, and is over when this returns.
+
+        Any other answer, or every one without `take`, is returned once its headers are there, its body to `read`.
 
         Raises:
             ConnectionError: the connection was lost before.
             TimeoutError: nothing came for too long.
             InvalidHTTP: what came was no answer.
+            BodyCutOff: the connection ended before the body did.
         """
         self._stop_timer()
         self._prepare()
+        self._wanted = take
         self._parser = httptools.HttpResponseParser(self)
         self._heard_at = self._loop.time()
         self._timer = self._loop.call_later(self._silence, self._watch)
@@ -197,11 +203,8 @@ class HTTPConnection(asyncio.Protocol):
             self._parts.clear()
         elif self._sated:
             self._parts.clear()
-        if self._over:
-            self._keep = self._keep and not broken
-            self._end()
-        elif broken or (not self._begun and self._head_bytes > MAX_HEAD_BYTES):
-            self._fail(InvalidHTTP())
+        if broken or self._over or not self._begun:
+            self._look(broken)
 
     def connection_lost(self, exc: Exception | None) -> None:
         headers = self._answer.headers
@@ -227,7 +230,11 @@ class HTTPConnection(asyncio.Protocol):
         self._answer.status = self._parser.get_status_code()
         if self._answer.status >= 200:
             self._begun = True
-            self._wake()
+            if self._answer.status < 300 and self._wanted is not None:
+                # From within this read on: a task that had to be woken first would see the first word later.
+                self._take = self._wanted
+            else:
+                self._wake()
 
     def on_message_complete(self) -> None:
         if self._answer.status < 200:
@@ -238,6 +245,14 @@ class HTTPConnection(asyncio.Protocol):
             self._over = True
 
     # The rest
+
+    def _look(self, broken: bool) -> None:
+        """See how the answer stands after a read that was more than a part of its body."""
+        if self._over:
+            self._keep = self._keep and not broken
+            self._end()
+        elif broken or self._head_bytes > MAX_HEAD_BYTES:
+            self._fail(InvalidHTTP())
 
     def _end(self) -> None:
         if self._complete or self._error is not None:

@@ -8,8 +8,8 @@ import asyncio
 import base64
 import socket
 import ssl
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 
 import httpx
@@ -155,10 +155,7 @@ class EngineClient:
         Raises:
             FastTalkError: of `refuse`, for an error status, or of `take`; otherwise an EngineError.
         """
-        async with self._answer("POST", self._path + path, body) as (connection, answer):
-            if answer.status >= 300:
-                raise self._refuse(await _read_refusal(connection, answer))
-            await connection.read(take)
+        await self._exchange("POST", self._path + path, body, take)
 
     async def get(self, path: str, *, below_base: bool = True) -> bytes:
         """GET a document of at most 16 MiB within 5 s in all.
@@ -168,17 +165,18 @@ class EngineClient:
         Raises:
             FastTalkError: of `refuse`, for an error status; otherwise an EngineError.
         """
+        document = bytearray()
+
+        def take(part: bytes) -> bool:
+            document.extend(part)
+            return len(document) > MAX_DOCUMENT_BYTES
+
         with translating(self._engine):
-            async with (
-                asyncio.timeout(QUICK_SECONDS),
-                self._answer("GET", self._path + path if below_base else path) as (connection, answer),
-            ):
-                if answer.status >= 300:
-                    raise self._refuse(await _read_refusal(connection, answer))
-                document = await _read_at_most(connection, MAX_DOCUMENT_BYTES + 1)
+            async with asyncio.timeout(QUICK_SECONDS):
+                await self._exchange("GET", self._path + path if below_base else path, b"", take)
         if len(document) > MAX_DOCUMENT_BYTES:
             raise GenerationFailed(f"{self._engine} answered with more than {MAX_DOCUMENT_BYTES} bytes.")
-        return document
+        return bytes(document)
 
     async def aclose(self) -> None:
         """Close every connection; streams that run end with an error. A second call does nothing."""
@@ -186,10 +184,7 @@ class EngineClient:
         for connection in tuple(self._connections):
             connection.abort(self._stopping())
 
-    @asynccontextmanager
-    async def _answer(
-        self, method: str, path: str, body: bytes = b""
-    ) -> AsyncGenerator[tuple[HTTPConnection, Answer], None]:
+    async def _exchange(self, method: str, path: str, body: bytes, take: TakeBytes) -> None:
         if self._closed:
             raise self._stopping()
         request = b"%s %s %s%d\r\n\r\n%s" % (method.encode(), path.encode(), self._head, len(body), body)
@@ -198,16 +193,17 @@ class EngineClient:
             if self._resting:
                 connection = self._resting.pop()
                 try:
-                    answer = await connection.ask(request)
+                    answer = await connection.ask(request, take)
                 except ConnectionError:
                     if connection.answered:
                         raise
-                    # It was being closed from the other side: nothing of the request was looked at.
+                    # It was being closed from the other side: most likely nobody looked at the request.
                     connection = None
             if connection is None:
                 connection = await self._connect()
-                answer = await connection.ask(request)
-            yield connection, answer
+                answer = await connection.ask(request, take)
+            if answer.status >= 300:
+                raise self._refuse(await _read_refusal(connection, answer))
         except _FOREIGN as error:
             raise translated(error, self._engine) from None
         finally:
@@ -271,22 +267,16 @@ def _head(url: httpx.URL, headers: Mapping[str, str]) -> bytes:
     return f"HTTP/1.1\r\n{text}Content-Length: ".encode("ascii")
 
 
-async def _read_at_most(connection: HTTPConnection, limit: int) -> bytes:
+async def _read_refusal(connection: HTTPConnection, answer: Answer) -> Refusal:
     body = bytearray()
 
     def take(part: bytes) -> bool:
         body.extend(part)
-        return len(body) >= limit
+        return len(body) >= MAX_ERROR_BYTES
 
-    await connection.read(take)
-    return bytes(body[:limit])
-
-
-async def _read_refusal(connection: HTTPConnection, answer: Answer) -> Refusal:
-    body = b""
     # A server that refuses and then falls silent has refused all the same.
     with suppress(*_FOREIGN):
         async with asyncio.timeout(QUICK_SECONDS):
-            body = await _read_at_most(connection, MAX_ERROR_BYTES)
-    text, kind = error_fields(body)
+            await connection.read(take)
+    text, kind = error_fields(bytes(body[:MAX_ERROR_BYTES]))
     return Refusal(answer.status, text, kind, retry_after(answer.header("retry-after")))
