@@ -288,17 +288,21 @@ class Connection:
         return turns[-1].answer if turns else ""
 
     async def _stream(self, effect: Generate) -> Finish:
-        with ResponseMeter(self._metrics.for_engine(self._engine.name, effect.request.model)) as meter:
-            self._meter = meter
-            take = self._session.taker(effect.response, self._outbox.put, monotonic, meter.times)
-            finish = await self._engine.generate(effect.request, take)
-            meter.finished(finish.usage)
+        try:
+            with ResponseMeter(self._metrics.for_engine(self._engine.name, effect.request.model)) as meter:
+                self._meter = meter
+                take = self._session.taker(effect.response, self._outbox.put, monotonic, meter.times)
+                finish = await self._engine.generate(effect.request, take)
+                meter.finished(finish.usage)
+        finally:
+            self._meter = None
         return finish
 
     def _flushed(self) -> None:
         self._all_written.set_result(None)
 
     async def _close_socket(self, code: int, reason: str) -> None:
-        # A client that left meanwhile is noticed by the reader as well.
-        with contextlib.suppress(WebSocketDisconnect):
+        # A client that left, or broke the protocol, meanwhile is noticed by the reader as well; uvicorn answers the
+        # second with a RuntimeError.
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError):
             await self._socket.close(code, reason)

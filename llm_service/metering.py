@@ -36,8 +36,12 @@ class ResponseMeter:
         self._usage = usage
 
     def stopped(self) -> None:
-        """Take note that nobody wants the rest: from now until the stream is closed the engine is kept for nothing."""
-        self._stopped_at = monotonic()
+        """Take note that nobody wants the rest: from now until the stream is closed the engine is kept for nothing.
+
+        The first call counts: a later one means a response that waits for this one's end.
+        """
+        if self._stopped_at is None:
+            self._stopped_at = monotonic()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -22,6 +22,8 @@ _SHORT_HEADERS = [bytes((_TEXT, length)) for length in range(126)]
 BODY_TIMEOUT = 30.0
 # For one message, however many fragments it comes in.
 MESSAGE_TIMEOUT = 30.0
+# For a peer to read what was written before the end; closing alone waits for ever.
+FLUSH_GRACE = 2.0
 
 _logger = logging.getLogger("uvicorn.error")
 
@@ -128,14 +130,35 @@ def _ignore() -> None:
 class WireWebSocketProtocol(WebSocketsSansIOProtocol):
     """Offers the application a `TransportWire` in the scope, under `WIRE_EXTENSION`.
 
-    Through it a peer that never reads can be dropped: closing would wait until it has read what was written,
-    holding socket and buffer for ever.
+    No end waits for ever: closing a transport waits until the peer has read what was written, holding socket and
+    buffer, so that whatever closes this one drops it when FLUSH_GRACE is over.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._message_deadline: asyncio.TimerHandle | None = None
         self._wire: TransportWire | None = None
+        self._drop: asyncio.TimerHandle | None = None
+
+    def _drop_in(self, seconds: float) -> None:
+        if self._drop is None and not self.disconnected:
+            self._drop = self.loop.call_later(seconds, self.transport.abort)
+
+    def handle_close(self, event: Frame) -> None:
+        super().handle_close(event)
+        self._drop_in(FLUSH_GRACE)
+
+    def handle_parser_exception(self) -> None:
+        super().handle_parser_exception()
+        self._drop_in(FLUSH_GRACE)
+
+    def shutdown(self) -> None:
+        if self.transport.is_closing():
+            # It has had its grace, and uvicorn would send another closing frame, which is an error.
+            self.transport.abort()
+        else:
+            super().shutdown()
+            self._drop_in(FLUSH_GRACE)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -159,9 +182,13 @@ class WireWebSocketProtocol(WebSocketsSansIOProtocol):
 
         self.app = finishing
         await super().run_asgi()
+        self._drop_in(self.close_timeout + FLUSH_GRACE)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._message_complete()
+        if self._drop is not None:
+            self._drop.cancel()
+            self._drop = None
         super().connection_lost(exc)
 
     def keepalive_timeout(self) -> None:
@@ -169,6 +196,7 @@ class WireWebSocketProtocol(WebSocketsSansIOProtocol):
         if not self.close_sent and not self.transport.is_closing():
             self.conn.fail(CloseCode.NO_PONG, "no pong")
         super().keepalive_timeout()
+        self._drop_in(FLUSH_GRACE)
 
     def handle_text(self, event: Frame) -> None:
         self._message_started(event)

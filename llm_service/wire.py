@@ -27,7 +27,10 @@ class Wire(Protocol):
 
 
 class ASGIWire:
-    """A wire over ASGI's `send`, for servers that are not ours: every frame waits for the one before it."""
+    """A wire over ASGI's `send`, for servers that are not ours: every frame waits for the one before it.
+
+    A client that reads nothing is told so and left to the server: dropping it is not in ASGI.
+    """
 
     def __init__(self, socket: WebSocket) -> None:
         self._socket = socket

@@ -244,6 +244,10 @@ class TestCancel:
             await start(socket, on_busy="interrupt")
             for number in range(3):
                 await send(socket, "user_message", text=f"a{number} 1000")
+                # What is still on its way is the last answer's: a message that comes before a word of its own answer
+                # would be joined with the next.
+                if number:
+                    assert "cancelled" == (await collect(socket)).terminal["type"]
                 while (await receive(socket))["type"] != "token":
                     pass
             await send(socket, "user_message", text="last 1")
@@ -393,6 +397,22 @@ class TestLimits:
                         for connection in live.service.connections:
                             waiting = max(waiting, connection._outbox.pending_bytes)
             assert 500_000 < waiting < 1_200_000
+            raw.close()
+
+    async def test_a_client_that_says_goodbye_and_reads_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Its socket and what it left unread are dropped soon, and the shutdown meets no error."""
+        monkeypatch.setattr("llm_service.protocols.FLUSH_GRACE", 0.05)
+        engine = ScriptedEngine(lambda _: ["x" * 50_000] * 100, tokens_per_second=10_000, models=())
+        async with live_service(engine) as live:
+            raw = await _handshake(live.port)
+            loop = asyncio.get_running_loop()
+            await loop.sock_sendall(raw, _masked(json.dumps({"type": "user_message", "text": "a 1"})))
+            async with asyncio.timeout(10):
+                while not any(connection._outbox.paused for connection in live.service.connections):
+                    await asyncio.sleep(0.001)
+                await loop.sock_sendall(raw, b"\x88\x82\0\0\0\0\x03\xe8")
+                while live.server.server_state.connections:
+                    await asyncio.sleep(0.001)
             raw.close()
 
     async def test_nothing_is_compressed(self, live: Live) -> None:

@@ -1,4 +1,4 @@
-"""What every engine and every wrapper around one can do."""
+"""What every engine can do."""
 
 from typing import Protocol
 

@@ -59,6 +59,7 @@ class HTTPConnection(asyncio.Protocol):
         "_lost",
         "_over",
         "_parser",
+        "_partless_bytes",
         "_parts",
         "_rest",
         "_rested",
@@ -70,6 +71,7 @@ class HTTPConnection(asyncio.Protocol):
         "_waiter",
         "_wanted",
         "on_body",
+        "take_error",
     )
 
     def __init__(
@@ -100,6 +102,8 @@ class HTTPConnection(asyncio.Protocol):
     def _prepare(self) -> None:
         self._answer = Answer()
         self._head_bytes = 0
+        self._partless_bytes = 0
+        self.take_error: Exception | None = None  # what `take` raised, which is not HTTP's
         self._begun = False  # status and headers are there
         self._over = False  # the parser saw the end
         self._complete = False
@@ -176,7 +180,7 @@ class HTTPConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, data: bytes) -> None:  # noqa: C901 - in one: it runs for every token
         parser = self._parser
         if parser is None:
             self.abort()  # nobody asked
@@ -199,10 +203,16 @@ class HTTPConnection(asyncio.Protocol):
                         self._wake()
                         break
             except Exception as error:  # noqa: BLE001 - of `take`: whoever gave it gets it
+                self.take_error = error
                 self._fail(error)
             self._parts.clear()
+            self._partless_bytes = 0
         elif self._sated:
             self._parts.clear()
+        elif self._begun and not self._parts:
+            # The head of a chunk, or a trailer: neither has a reason to be long.
+            self._partless_bytes += len(data)
+            broken = broken or self._partless_bytes > MAX_HEAD_BYTES
         if broken or self._over or not self._begun:
             self._look(broken)
 

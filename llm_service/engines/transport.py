@@ -11,6 +11,7 @@ import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
+from time import monotonic
 
 import httpx
 
@@ -32,6 +33,8 @@ QUICK_SECONDS = 5.0
 # uvicorn, and so vLLM, closes a connection after 5 s without a request. Giving it up before that keeps
 # a request from meeting a connection that is just being closed.
 _REST_SECONDS = 4.0
+# A connection that breaks later than this after a request was not just being closed: the request may be what broke it.
+_CLOSING_SECONDS = 1.0
 
 _Outcome = tuple[type[EngineError], str]
 
@@ -117,8 +120,7 @@ def tls() -> ssl.SSLContext:
 class EngineClient:
     """HTTP to one engine. Times are in seconds; `read_timeout` is the longest silence, not the whole answer.
 
-    `refuse` makes the error of an error status. There is no limit on connections: admission is the business of
-    the wrappers.
+    `refuse` makes the error of an error status. There is no limit on connections, which would be a hidden queue.
 
     Raises:
         EngineUnreachable: the URL can't be read.
@@ -192,10 +194,11 @@ class EngineClient:
         try:
             if self._resting:
                 connection = self._resting.pop()
+                asked = monotonic()
                 try:
                     answer = await connection.ask(request, take)
                 except ConnectionError:
-                    if connection.answered:
+                    if connection.answered or monotonic() - asked > _CLOSING_SECONDS:
                         raise
                     # It was being closed from the other side: most likely nobody looked at the request.
                     connection = None
@@ -205,6 +208,8 @@ class EngineClient:
             if answer.status >= 300:
                 raise self._refuse(await _read_refusal(connection, answer))
         except _FOREIGN as error:
+            if connection is not None and error is connection.take_error:
+                raise
             raise translated(error, self._engine) from None
         finally:
             if connection is not None:

@@ -905,3 +905,21 @@ class TestTLS:
         async with odd_server(serve) as address, opened(f"https://{address}") as http:
             with pytest.raises(EngineUnreachable, match="failed at the TLS handshake"):
                 await read(http)
+
+
+@pytest.mark.parametrize("error", [OSError("mine"), UnicodeError("mine"), TimeoutError("mine"), KeyError("mine")])
+async def test_what_a_taker_raises_is_not_blamed_on_the_engine(fake: FakeServer, error: Exception) -> None:
+    """It comes out as it is, whatever its class."""
+
+    def take(_: bytes) -> bool:
+        raise error
+
+    async def answer(exchange: Exchange) -> None:
+        await exchange.answer(b"some")
+
+    fake.answer = answer
+    http = client(fake.url)
+    with pytest.raises(type(error)) as caught:
+        await http.stream("/x", b"{}", take)
+    await http.aclose()
+    assert error is caught.value
