@@ -198,21 +198,13 @@ class _Part(msgspec.Struct):
 _decode_part = msgspec.json.Decoder(_Part).decode
 
 
-class SSEClient(asyncio.Protocol):
-    """Speaks OpenAI's chat completions."""
+class HTTPClient(asyncio.Protocol):
+    """One HTTP connection, on which one request is answered at a time."""
 
-    def __init__(self, plan: Plan, session: Session) -> None:
-        self._plan = plan
-        self._session = session
+    def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._rest = b""
-        session.ask = self._ask
-
-    async def connect(self) -> None:
-        """Connect and ask."""
-        await asyncio.get_running_loop().create_connection(lambda: self, "127.0.0.1", self._plan.port)
-        self._session.begin()
 
     def close(self) -> None:
         """Leave."""
@@ -222,11 +214,26 @@ class SSEClient(asyncio.Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
 
-    def connection_lost(self, _exc: Exception | None) -> None:
-        self._session.fail("the connection was lost")
-
     def data_received(self, data: bytes) -> None:
         self._parser.feed_data(data)
+
+
+class SSEClient(HTTPClient):
+    """Speaks OpenAI's chat completions."""
+
+    def __init__(self, plan: Plan, session: Session) -> None:
+        super().__init__()
+        self._plan = plan
+        self._session = session
+        session.ask = self._ask
+
+    async def connect(self) -> None:
+        """Connect and ask."""
+        await asyncio.get_running_loop().create_connection(lambda: self, "127.0.0.1", self._plan.port)
+        self._session.begin()
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        self._session.fail("the connection was lost")
 
     def on_body(self, body: bytes) -> None:
         *lines, self._rest = (self._rest + body if self._rest else body).split(b"\n")

@@ -10,6 +10,7 @@ import httptools
 import msgspec
 import picows
 
+from benchmarks.clients import HTTPClient
 from benchmarks.processes import BenchmarkFailed
 from benchmarks.real_engines import Target, session_config
 from benchmarks.real_figures import Answer
@@ -154,16 +155,14 @@ class _Part(msgspec.Struct):
 _decode_part = msgspec.json.Decoder(_Part).decode
 
 
-class Direct(asyncio.Protocol):
+class Direct(HTTPClient):
     """Asks the engine over one HTTP connection that is kept; opened anew, before the clock runs, if it was closed."""
 
     def __init__(self, target: Target, max_tokens: int) -> None:
+        super().__init__()
         self._target = target
         self._max_tokens = max_tokens
-        self._transport: asyncio.Transport | None = None
-        self._parser = httptools.HttpResponseParser(self)
         self._reading: _Reading | None = None
-        self._rest = b""
         self._counts: tuple[int, int, int | None] = (0, 0, None)
         self._finish = ""
         authorization = f"Authorization: Bearer {target.key}\r\n" if target.key else ""
@@ -190,21 +189,10 @@ class Direct(asyncio.Protocol):
         self._transport.write(request)
         return await self._reading.done
 
-    def close(self) -> None:
-        """Leave."""
-        if self._transport is not None:
-            self._transport.abort()
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._transport = transport
-
     def connection_lost(self, _exc: Exception | None) -> None:
         self._transport = None
         if self._reading is not None:
             self._reading.fail("the engine closed the connection")
-
-    def data_received(self, data: bytes) -> None:
-        self._parser.feed_data(data)
 
     def on_body(self, body: bytes) -> None:
         *lines, self._rest = (self._rest + body).split(b"\n")

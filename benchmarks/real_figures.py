@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 
 from benchmarks.figures import percentile
+from benchmarks.report import aligned
 
 MAX_TOKENS = 64
 GOAL_ADDED_MS = 3.0
@@ -104,12 +105,7 @@ has the next one open before its clock runs, the service opens it within."""
 
 def table(rows: Sequence[Row]) -> str:
     """Return the table as Markdown, which reads well in a terminal, too."""
-    lines = [_COLUMNS, *[_cells(row) for row in rows]]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(_COLUMNS))]
-    text = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
-    ]
-    text.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    text = aligned([_COLUMNS, *map(_cells, rows)])
     text += [f"\n{row.name}: {row.note}" for row in rows if row.note]
     text += [
         f"\n{row.name}: {row.same_length} of {len(row.pairs)} pairs had answers of the same length"

@@ -25,14 +25,19 @@ class Idle(msgspec.Struct, frozen=True):
     ready_seconds: float | None
 
 
-def table(rows: Sequence[Row], idle: Idle) -> str:
-    """Return the table as Markdown, which reads well in a terminal, too."""
-    lines = [_COLUMNS, *[_cells(row) for row in rows]]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(_COLUMNS))]
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a Markdown table, its columns as wide as they must be; the first line is its head."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
     ]
     text.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return text
+
+
+def table(rows: Sequence[Row], idle: Idle) -> str:
+    """Return the table as Markdown, which reads well in a terminal, too."""
+    text = aligned([_COLUMNS, *map(_cells, rows)])
     for system, kib in idle.idle_kib.items():
         text.append(f"\nidle session, {system}: {kib:g} KiB")
     if idle.ready_seconds is not None:

@@ -120,10 +120,10 @@ class HTTPConnection(asyncio.Protocol):
         """Whether any byte of the last answer has come."""
         return self._head_bytes > 0
 
-    async def ask(self, request: bytes, take: TakeBytes | None = None) -> Answer:
+    async def ask(self, request: bytes, take: TakeBytes) -> Answer:
         """Send a request. The body of a success goes to `take` as it comes, and is over when this returns.
 
-        Any other answer, or every one without `take`, is returned once its headers are there, its body to `read`.
+        Any other answer is returned once its headers are there, its body left to `read`.
 
         Raises:
             ConnectionError: the connection was lost before.

@@ -106,8 +106,9 @@ class Exchange:
 
     async def run(self) -> tuple[int, bytes]:
         try:
-            answer = await self.connection.ask(REQUEST)
-            await self.connection.read(self.take)
+            answer = await self.connection.ask(REQUEST, self.take)
+            if answer.status >= 300:
+                await self.connection.read(self.take)
         finally:
             self.connection.leave()
         return answer.status, b"".join(self.parts)
@@ -185,7 +186,7 @@ class TestAnswers:
 
     async def test_headers(self, peer: Peer) -> None:
         """Names are found in any case; those of an interim answer and of a trailer are not the answer's."""
-        asking = asyncio.ensure_future(peer.connection.ask(REQUEST))
+        asking = asyncio.ensure_future(peer.connection.ask(REQUEST, lambda _: False))
         await settled()
         answered = [peer.connection.answered]
         peer.say(b"HTTP/1.1 103 X\r\nEarly: 1\r\n\r\n" + CHUNKED.replace(b"OK\r\n", b"OK\r\nReTry-After: 7\r\n"))
@@ -209,17 +210,17 @@ class TestAnswers:
 class TestServingAgain:
     async def test_not_before_it_was_left(self, peer: Peer) -> None:
         """A connection whose answer came as a whole is not for others until its own reader has it."""
-        asking = asyncio.ensure_future(peer.connection.ask(REQUEST))
-        await settled()
-        peer.say(LENGTH)
-        await asking
-        assert [] == peer.told
         parts: list[bytes] = []
 
         def take(part: bytes) -> bool:
             parts.append(part)
             return False
 
+        asking = asyncio.ensure_future(peer.connection.ask(REQUEST, take))
+        await settled()
+        peer.say(LENGTH.replace(b"200 OK", b"500 No"))
+        await asking
+        assert ([], []) == (peer.told, parts)
         await peer.connection.read(take)
         assert ([], [b"hello"]) == (peer.told, parts)
         peer.connection.leave()
@@ -308,7 +309,7 @@ class TestServingAgain:
         await settled()
         assert (["rested", "lost"], []) == (peer.told, peer.clock.timers)
         with pytest.raises(ConnectionResetError):
-            await peer.connection.ask(REQUEST)
+            await peer.connection.ask(REQUEST, lambda _: False)
 
     @pytest.mark.parametrize("more", [b"H", b"\r\nHTTP/1.1 200", LENGTH, b"junk"])
     async def test_more_than_was_asked_for(self, peer: Peer, more: bytes) -> None:

@@ -914,12 +914,8 @@ async def test_what_a_taker_raises_is_not_blamed_on_the_engine(fake: FakeServer,
     def take(_: bytes) -> bool:
         raise error
 
-    async def answer(exchange: Exchange) -> None:
-        await exchange.answer(b"some")
-
-    fake.answer = answer
-    http = client(fake.url)
-    with pytest.raises(type(error)) as caught:
-        await http.stream("/x", b"{}", take)
-    await http.aclose()
+    fake.answer = whole
+    async with opened(fake.url) as http:
+        with pytest.raises(type(error)) as caught:
+            await http.stream("/x", b"{}", take)
     assert error is caught.value
