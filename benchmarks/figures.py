@@ -40,13 +40,17 @@ class Sample(msgspec.Struct, frozen=True):
 
 
 class Row(msgspec.Struct, frozen=True):
-    """The samples of one system under one load; `over_floor` is the median of the rounds' own ratios."""
+    """The samples of one system under one load.
+
+    `over_floor` and `first_over_direct` are the medians of the rounds' own ratios and differences.
+    """
 
     system: str
     title: str
     load: str
     samples: list[Sample]
     over_floor: float | None = None
+    first_over_direct: Spread | None = None
     note: str = ""
 
     @property
@@ -134,3 +138,17 @@ def paired_ratio(tested: Sequence[Sample], floor: Sequence[Sample]) -> float | N
     """Return the median of the rounds' own ratios: drift hits both of a pair alike."""
     pairs = ratios(tested, floor)
     return round(median(pairs), 3) if pairs else None
+
+
+def paired_first(tested: Sequence[Sample], direct: Sequence[Sample]) -> Spread | None:
+    """Return how much later the first word comes than from the engine asked directly: the median of the rounds.
+
+    Client, kernel and engine take their time on a direct way, too; what is left is what lies between.
+    """
+    pairs = [(sample.first, other.first) for sample, other in zip(tested, direct, strict=False)]
+    if not pairs:
+        return None
+    return Spread(
+        round(median(through.p50 - alone.p50 for through, alone in pairs), 3),
+        round(median(through.p99 - alone.p99 for through, alone in pairs), 3),
+    )

@@ -14,7 +14,7 @@ from benchmarks.runs import LOADS
 
 _COLUMNS = (
     "system", "sessions × words/s", "µs CPU/word", "× floor", "words/s", "busy", "TTFT + p50/p99 ms",
-    "gap + p50/p99 ms", "delay p50/p99 ms", "RSS MiB",
+    "… over direct", "gap + p50/p99 ms", "delay p50/p99 ms", "RSS MiB",
 )  # fmt: skip
 
 
@@ -59,6 +59,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{sample.words_per_second:,.0f}",
         f"{sample.busy:.0%}",
         f"{sample.first.p50:.2f} / {sample.first.p99:.2f}",
+        "-" if row.first_over_direct is None else f"{row.first_over_direct.p50:.2f} / {row.first_over_direct.p99:.2f}",
         f"{sample.gap.p50:.2f} / {sample.gap.p99:.2f}",
         f"{sample.delay.p50:.2f} / {sample.delay.p99:.2f}",
         f"{sample.rss / 1024:.0f}",

@@ -7,7 +7,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.figures import Row, Sample, paired_ratio
+from benchmarks.figures import Row, Sample, paired_first, paired_ratio
 from benchmarks.measure import Cores, cores
 from benchmarks.processes import BenchmarkFailed, Child, raise_file_limit
 from benchmarks.report import Idle
@@ -22,16 +22,16 @@ _WITH_SESSIONS = frozenset({"service", "floor", "naive"})
 
 @dataclass(frozen=True)
 class Extent:
-    """How much is measured. `loads` are those of `runs.LOADS`, `seconds` the window of each measurement."""
+    """How much is measured. `loads` are those of `runs.LOADS`; `window`, in seconds, in place of their own."""
 
     rounds: int
-    seconds: float
     starts: int
     loads: tuple[str, ...] = tuple(LOADS)
+    window: float | None = None
 
 
-QUICK = Extent(rounds=1, seconds=1.5, starts=1, loads=("100", "1000", "saturated"))
-FULL = Extent(rounds=3, seconds=3.0, starts=5)
+QUICK = Extent(rounds=1, starts=1, loads=("100", "1000", "saturated"), window=1.5)
+FULL = Extent(rounds=3, starts=5)
 
 Samples = dict[tuple[str, str], list[Sample]]
 
@@ -90,7 +90,7 @@ def _round(
                 continue
             load = LOADS[name].of(_FEWER.get(system.name))
             try:
-                sample = measure(target, process, load, where, folder, extent.seconds)
+                sample = measure(target, process, load, where, folder, extent.window or load.window)
             except BenchmarkFailed as error:
                 # The others' figures are still worth having, and that it failed under this load is one, too.
                 failed.add((system.name, name))
@@ -117,7 +117,8 @@ def _idle(systems: Sequence[System], process: tuple[Child, int], where: Cores, f
 def _row(system: System, load: str, samples: Samples, note: str) -> Row:
     own = samples.get((system.name, load), [])
     ratio = paired_ratio(own, samples.get(("floor", load), []))
-    return Row(system.name, system.title, load, own, ratio, note)
+    added = paired_first(own, samples.get(("engine", load), []))
+    return Row(system.name, system.title, load, own, ratio, added, note)
 
 
 def _say(text: str) -> None:

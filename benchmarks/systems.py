@@ -61,6 +61,7 @@ _ALL = ("1", "10", "100", "100 slow", "100 fast", "1000", "saturated")
 SYSTEMS = (
     System("service", "the service", "websocket", "/ws/llm", _ALL, service),
     System("floor", "floor: picows, raw protocol, msgspec", "websocket", "/ws/llm", _ALL, _relay("floor")),
+    System("engine", "the engine alone (HTTP SSE)", "sse", "/v1/chat/completions", _ALL, None),
     System(
         "service-info",
         "the service, INFO log",
@@ -96,7 +97,6 @@ SYSTEMS = (
         peers.missing_litellm,
         once=True,
     ),
-    System("engine", "the engine alone (HTTP SSE)", "sse", "/v1/chat/completions", _ALL, None, once=True),
 )
 
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from benchmarks import fake_engine, floor, load, wire
@@ -14,6 +15,7 @@ from benchmarks.figures import (
     Spread,
     added_first,
     gaps,
+    paired_first,
     paired_ratio,
     percentile,
     words_between,
@@ -169,6 +171,14 @@ def test_ratio_is_the_median_of_pairs() -> None:
     tested, base = [sample(30), sample(60), sample(32)], [sample(20), sample(40), sample(20)]
     assert 1.5 == paired_ratio(tested, base)
     assert paired_ratio(tested, []) is None
+
+
+def test_first_word_over_direct_is_the_median_of_differences() -> None:
+    """What the way, the client and the engine take in the same round does not count."""
+    through = [msgspec.structs.replace(sample(1), first=Spread(p50, p99)) for p50, p99 in ((2, 9), (1.5, 4), (1, 5))]
+    direct = [msgspec.structs.replace(sample(1), first=Spread(p50, p99)) for p50, p99 in ((1, 6), (0, 2), (0.5, 1))]
+    assert Spread(1, 3) == paired_first(through, direct)
+    assert paired_first(through, []) is None
 
 
 @pytest.mark.parametrize(("ratio", "passed"), [(1.0, True), (2.5, True), (2.51, False)])
