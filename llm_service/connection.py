@@ -10,6 +10,7 @@ task ends the generation, and with it the HTTP stream behind it.
 
 import asyncio
 import contextlib
+import contextvars
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
@@ -91,14 +92,15 @@ class Connection:
         self._accepts_key = accepts_key
         self._note_error = note_error
         self._outbox = Outbox(wire.write, self._flushed, max_bytes=limits.max_pending_bytes)
-        wire.listen(self._outbox.pause, self._outbox.resume)
         self._closing: tuple[int, str] | None = None
-        self._all_written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # Done when all is written after `close`, or with the error that taking a message ran into.
+        self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._log = _log.bind()  # the module's own is made anew for every line, heard or not
         self._opened_at = monotonic()
         self._heard = False
         self._invalid_in_a_row = 0
         self._draining = False
+        self._over = False  # the client has gone, or is being sent away: nothing more is taken from it
         self._tasks: asyncio.TaskGroup | None = None
         self._responder: asyncio.Task[None] | None = None
         self._one_at_a_time = asyncio.Lock()
@@ -119,12 +121,18 @@ class Connection:
             with structlog.contextvars.bound_contextvars(session_id=self._session.id):
                 async with asyncio.TaskGroup() as tasks:
                     self._tasks = tasks
+                    # What reads for us runs outside of our tasks, and logs in this context all the same.
+                    self._context = contextvars.copy_context()
+                    self._wire.listen(self._outbox.pause, self._outbox.resume, self._take_text)
                     reader = tasks.create_task(self._read())
                     if self._accepts_key is None:
                         loop = asyncio.get_running_loop()
                         self._greeting = loop.call_later(self._limits.greeting_delay, self._greet_soon)
-                    await asyncio.wait({reader, self._all_written}, return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait({reader, self._end}, return_when=asyncio.FIRST_COMPLETED)
+                    self._over = True
                     self._carry_out(self._session.disconnect())
+                    if self._end.done():
+                        self._end.result()
                     if self._closing is not None and not reader.done():
                         await self._close_socket(*self._closing)
                     reader.cancel()
@@ -187,23 +195,33 @@ class Connection:
             message = await self._socket.receive()
             if message["type"] == "websocket.disconnect":
                 return
-            if self._outbox.closing:
-                continue
-            now = monotonic()
-            text = message.get("text")
-            try:
-                if text is None:
-                    raise UnsupportedFrame("binary frames are not understood here; send JSON in text frames")
-                event = parse(text)
-                self._check_key(event)
-            except ClientError as error:
-                self._refuse(error, now)
-                continue
-            self._metrics.count_message(event.type)
-            self._heard = True
-            self._invalid_in_a_row = 0
-            self._session.counters.messages_sent = self._outbox.written
-            self._carry_out(self._session.receive(event, now))
+            self._take_message(message.get("text"))
+
+    def _take_text(self, text: str) -> None:
+        """Take a message from within the read that brought it."""
+        try:
+            self._context.run(self._take_message, text)
+        except Exception as error:  # noqa: BLE001 - a bug of ours: `run` is to fail, not the server's read
+            if not self._end.done():
+                self._end.set_exception(error)
+
+    def _take_message(self, text: str | None) -> None:
+        if self._outbox.closing or self._over:
+            return
+        now = monotonic()
+        try:
+            if text is None:
+                raise UnsupportedFrame("binary frames are not understood here; send JSON in text frames")
+            event = parse(text)
+            self._check_key(event)
+        except ClientError as error:
+            self._refuse(error, now)
+            return
+        self._metrics.count_message(event.type)
+        self._heard = True
+        self._invalid_in_a_row = 0
+        self._session.counters.messages_sent = self._outbox.written
+        self._carry_out(self._session.receive(event, now))
 
     def _check_key(self, event: ClientMessage) -> None:
         if self._accepts_key is None:
@@ -299,7 +317,8 @@ class Connection:
         return finish
 
     def _flushed(self) -> None:
-        self._all_written.set_result(None)
+        if not self._end.done():
+            self._end.set_result(None)
 
     async def _close_socket(self, code: int, reason: str) -> None:
         # A client that left, or broke the protocol, meanwhile is noticed by the reader as well; uvicorn answers the

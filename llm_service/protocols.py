@@ -92,17 +92,18 @@ class DeadlineH11Protocol(H11Protocol):
 
 
 class TransportWire:
-    """A `Wire` that writes its frames to the transport itself: they pass neither a task nor ASGI's dictionaries.
+    """A `Wire` at the transport itself: neither way does a message pass a task, a queue or ASGI's dictionaries.
 
-    `pause` and `resume` are for the transport's protocol to call.
+    `pause`, `resume` and `take` are for the transport's protocol to call; `take` is None until somebody listens.
     """
 
-    __slots__ = ("_transport", "pause", "resume")
+    __slots__ = ("_transport", "pause", "resume", "take")
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         self.pause: Callable[[], None] = _ignore
         self.resume: Callable[[], None] = _ignore
+        self.take: Callable[[str], None] | None = None
 
     def write(self, text: bytes) -> None:
         transport, length = self._transport, len(text)
@@ -116,8 +117,8 @@ class TransportWire:
             header = struct.pack("!BBQ", _TEXT, 127, length)
         transport.write(header + text)
 
-    def listen(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
-        self.pause, self.resume = pause, resume
+    def listen(self, pause: Callable[[], None], resume: Callable[[], None], take: Callable[[str], None]) -> None:
+        self.pause, self.resume, self.take = pause, resume, take
 
     def abort(self) -> None:
         self._transport.abort()
@@ -208,14 +209,25 @@ class WireWebSocketProtocol(WebSocketsSansIOProtocol):
 
     def send_receive_event_to_app(self) -> None:
         self._message_complete()
-        if self.curr_msg_data_type == "text" and not _is_utf8(self.frames):
+        if self.curr_msg_data_type != "text":
+            super().send_receive_event_to_app()
+            return
+        try:
+            text = b"".join(self.frames).decode()
+        except UnicodeDecodeError:
             # uvicorn would log the client's mistake with a traceback.
             _logger.info("A client sent invalid UTF-8.")
             self.frames = []
             self.conn.fail(CloseCode.INVALID_UTF8, "invalid UTF-8")
             self.handle_parser_exception()
             return
-        super().send_receive_event_to_app()
+        take = None if self._wire is None else self._wire.take
+        if take is None or self.close_sent or not self.queue.empty():
+            # Nobody listens yet, or what came earlier still waits for its reader.
+            super().send_receive_event_to_app()
+        else:
+            self.frames = []
+            take(text)
 
     def _message_started(self, event: Frame) -> None:
         if not event.fin and self._message_deadline is None:
@@ -230,11 +242,3 @@ class WireWebSocketProtocol(WebSocketsSansIOProtocol):
         self._message_deadline = None
         if not self.transport.is_closing():
             self.transport.abort()
-
-
-def _is_utf8(frames: list[bytes]) -> bool:
-    try:
-        b"".join(frames).decode()
-    except UnicodeDecodeError:
-        return False
-    return True

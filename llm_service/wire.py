@@ -17,8 +17,12 @@ class Wire(Protocol):
         """Write a text frame; nothing happens once the WebSocket is closed."""
         ...
 
-    def listen(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
-        """Call `pause` when the peer takes no more for now, and `resume` when it does again."""
+    def listen(self, pause: Callable[[], None], resume: Callable[[], None], take: Callable[[str], None]) -> None:
+        """Call `pause` when the peer takes no more for now, and `resume` when it does again.
+
+        `take` gets the text of a message from within the read that brought it, where that can be done here;
+        every other message comes by ASGI's `receive`, and none overtakes another.
+        """
         ...
 
     def abort(self) -> None:
@@ -42,7 +46,7 @@ class ASGIWire:
         self._pause()
         self._sending = asyncio.get_running_loop().create_task(self._send(text.decode()))
 
-    def listen(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
+    def listen(self, pause: Callable[[], None], resume: Callable[[], None], take: Callable[[str], None]) -> None:  # noqa: ARG002
         self._pause, self._resume = pause, resume
 
     def abort(self) -> None:
