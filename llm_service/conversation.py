@@ -1,46 +1,23 @@
 """What was said in a session, and what of it goes into the next prompt.
 
 Pure: no clock, no I/O. Tokens are counted by the engine: after each turn the conversation learns the exact
-size of its prompt, and only what has not been through the engine yet is estimated, by the bytes a token
-took in this very session.
+size of its prompt, and only what has not been through the engine yet is estimated.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llm_service.errors import ContextOverflow
-from llm_service.generation import Message, Usage
+from llm_service.generation import Message, ToolCall, Usage
+from llm_service.history import History
+from llm_service.token_estimate import TOKENS_PER_MESSAGE, TokenEstimate, fewest_tokens, most_tokens
+from llm_service.turn import ToolStep, Turn
 
-# Bytes of UTF-8 a token stands for before the engine has counted anything. English prose has about 4.5,
-# Chinese about 4, code about 3: a guess on the low side trims early, a high one would overflow.
-INITIAL_BYTES_PER_TOKEN = 3.0
-# No tokenizer gets further on real text: what has more bytes than this for each token of the window cannot fit.
-MOST_BYTES_PER_TOKEN = 8.0
-# A template puts its own tokens around each message: role, start and end marks.
-TOKENS_PER_MESSAGE = 5
 # Kept free for what estimates and templates get wrong, as a share of the window.
 MARGIN = 1 / 64
-# A trim drops turns down to this share of the budget, so that the next many prompts begin with the same
-# bytes: an engine reuses its KV cache only for an unchanged prefix.
-LOW_WATER = 0.5
 # A count below this share of what was counted before is no count of the whole prompt.
 PLAUSIBLE = 0.25
 
-
-@dataclass(slots=True)
-class Turn:
-    """A user message and its answer. `tokens` is the engine's count if it `counted`, else an estimate."""
-
-    user: str
-    answer: str = ""
-    interrupted: bool = False
-    tokens: int = 0
-    counted: bool = False
-
-    @property
-    def messages(self) -> int:
-        """How many messages of the history it is."""
-        return 2 if self.answer else 1
+SUMMARY_HEADING = "Summary of the conversation before this point:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,49 +34,121 @@ class Conversation:
 
     A turn is opened by `begin` and ended by exactly one of `commit` and `rollback`; between the two the
     history seen by `turns` is what it was before.
+
+    When the prompt would pass `high_water` of the budget (the window less the answer), whole turns are dropped
+    from the front down to `low_water` of it, so that the next many prompts begin with the same bytes: an engine
+    reuses its KV cache only for an unchanged prefix. With `keep_dropped` they wait in `dropped` for whoever
+    condenses them.
     """
 
-    def __init__(self, *, system_prompt: str = "", max_messages: int) -> None:
+    __slots__ = (
+        "_high_water",
+        "_history",
+        "_low_water",
+        "_max_messages",
+        "_next_system_prompt",
+        "_open",
+        "_open_counted",
+        "_ratio",
+        "_summary",
+        "_system_prompt",
+        "_system_tokens",
+        "_to_drop",
+        "dropped",
+        "dropped_tokens",
+        "dropped_turns",
+        "keep_dropped",
+    )
+
+    def __init__(
+        self, *, system_prompt: str = "", max_messages: int, low_water: float = 0.5, high_water: float = 1.0
+    ) -> None:
         self._system_prompt = system_prompt
         self._max_messages = max_messages
+        self._low_water = low_water
+        self._high_water = high_water
         # A new one must not be taken for the one that the open turn's prompt was counted with.
         self._next_system_prompt = system_prompt
-        self._turns: list[Turn] = []
+        self._summary = ""
+        self._history = History()
         self._open: Turn | None = None
+        self._open_counted = False
         # Turns, from the front, that the open turn's prompt left out: gone once it is committed.
         self._to_drop = 0
         self._system_tokens: int | None = None
-        self._bytes_per_token = INITIAL_BYTES_PER_TOKEN
+        self._ratio = TokenEstimate()
         self.dropped_turns = 0
+        self.dropped_tokens = 0
+        self.keep_dropped = False
+        self.dropped: list[Turn] = []
 
     def __repr__(self) -> str:
         state = "open turn" if self._open is not None else "no open turn"
-        return f"<Conversation: {len(self._turns)} turns, {state}, {self.dropped_turns} dropped>"
+        return f"<Conversation: {len(self._history.turns)} turns, {state}, {self.dropped_turns} dropped>"
 
     @property
     def turns(self) -> tuple[Turn, ...]:
         """The finished turns that are kept."""
-        return tuple(self._turns)
+        return tuple(self._history.turns)
+
+    @property
+    def last(self) -> Turn | None:
+        """The newest finished turn that is kept."""
+        return self._history.turns[-1] if self._history.turns else None
 
     @property
     def messages_kept(self) -> int:
-        """User and assistant messages in the history; the system prompt is not one of them."""
-        return sum(turn.messages for turn in self._turns)
+        """User, assistant and tool messages in the history; the system prompt is not one of them."""
+        return self._history.messages
+
+    @property
+    def tokens(self) -> int:
+        """The size of the history with its system prompt, as far as it is known."""
+        return self._system_size() + self._history.tokens
 
     @property
     def system_prompt(self) -> str:
         """What stands before all turns from the next one on; empty means none."""
         return self._next_system_prompt
 
+    @property
+    def summary(self) -> str:
+        """What stands for the turns that were dropped and condensed; empty means none."""
+        return self._summary
+
     def set_system_prompt(self, text: str) -> None:
         """Change the system prompt from the next turn on."""
         self._next_system_prompt = text
 
-    def begin(self, text: str, *, context_window: int, max_tokens: int, engine_counts: bool = False) -> Prompt:
+    def set_summary(self, text: str) -> None:
+        """Let this stand for what was dropped, behind the system prompt.
+
+        Raises:
+            RuntimeError: a turn is open: its prompt was made with the last one.
+        """
+        if self._open is not None:
+            raise RuntimeError("a turn is open")
+        self._summary = text
+        self._system_tokens = None
+
+    def needs_count(self, text: str, *, context_window: int, max_tokens: int) -> bool:
+        """Whether the exact number of this message's tokens could change what is kept of the history."""
+        return self.tokens + most_tokens(text) > self._high_water * _budget(context_window, max_tokens)
+
+    def begin(
+        self,
+        text: str,
+        *,
+        context_window: int,
+        max_tokens: int,
+        engine_counts: bool = False,
+        tokens: int | None = None,
+    ) -> Prompt:
         """Open a turn with what the user said and return the prompt that asks for its answer.
 
-        Whole turns are dropped from the front when the window or the longest allowed history is passed;
-        the system prompt and the new message never are.
+        `tokens` is the engine's count of the message alone, where it can count. Whole turns are dropped from
+        the front when the window or the longest allowed history is passed; the system prompt and the new message
+        never are.
 
         Raises:
             ContextOverflow: the new message does not fit into the window even alone; no turn is open then. With
@@ -111,114 +160,191 @@ class Conversation:
         if self._next_system_prompt != self._system_prompt:
             self._system_prompt = self._next_system_prompt
             self._system_tokens = None
-        turn = Turn(user=text, tokens=self._estimate(text))
-        needed, limit = self._system_size() + turn.tokens, context_window - int(context_window * MARGIN)
-        if engine_counts:
-            needed = int(len((self._system_prompt + text).encode()) / MOST_BYTES_PER_TOKEN)
+        exact = None if tokens is None else tokens + TOKENS_PER_MESSAGE
+        turn = Turn(user=text, tokens=self._estimate(text) if exact is None else exact)
+        needed, limit = self._system_size() + turn.tokens, _room(context_window)
+        if engine_counts and exact is None:
+            needed = fewest_tokens(self._system_prompt) + fewest_tokens(text)
         if needed > limit:
+            certain = engine_counts and exact is None
             raise ContextOverflow(
-                f"the message and the system prompt need {'more than' if engine_counts else 'about'} {needed} tokens, "
+                f"the message and the system prompt need {'more than' if certain else 'about'} {needed} tokens, "
                 f"and the context window has {context_window}; send a shorter message"
             )
-        self._to_drop = self._turns_to_drop(turn, _budget(context_window, max_tokens))
+        most = most_tokens(text) if exact is None else exact
+        self._to_drop = self._turns_to_drop(turn, _budget(context_window, max_tokens), limit - most)
         self._open = turn
-        return Prompt(messages=tuple(self._messages(turn)), tokens=self._size(turn), dropped_turns=self._to_drop)
+        self._open_counted = exact is not None
+        return self._prompt()
+
+    def retry(self, *, context_window: int, max_tokens: int) -> Prompt | None:
+        """Return a shorter prompt for the open turn, after the engine found the last one too long; None: there is none.
+
+        Later estimates are more careful.
+        """
+        turn = self._opened()
+        left = len(self._history.turns) - self._to_drop
+        self._ratio.overflowed()
+        if not left:
+            return None
+        if not self._open_counted:
+            turn.tokens = self._estimate(turn.user)
+        more = self._turns_to_drop(turn, _budget(context_window, max_tokens), _room(context_window) - turn.tokens)
+        # What was thought to fit did not: at least half of what is left goes, whatever the estimate says now.
+        self._to_drop = max(more, self._to_drop + (left + 1) // 2)
+        return self._prompt()
+
+    def ask_tools(self, text: str, calls: tuple[ToolCall, ...]) -> None:
+        """Take note, in the open turn, that the model asked for tools, having said `text`."""
+        self._opened().steps.append(ToolStep(text, calls))
+
+    def tool_result(self, call_id: str, result: str) -> bool:
+        """Take a result of the open turn's last step; returns whether the step is whole.
+
+        Raises:
+            KeyError: no such call waits for a result.
+        """
+        steps = self._opened().steps
+        step = steps[-1] if steps else ToolStep("", ())
+        if call_id in step.results or all(call.id != call_id for call in step.calls):
+            raise KeyError(call_id)
+        step.results[call_id] = result
+        return step.whole
+
+    def go_on(self) -> Prompt:
+        """Return the prompt that goes on behind the open turn's tool results."""
+        return self._prompt()
 
     def commit(self, answer: str, *, interrupted: bool = False, usage: Usage | None = None) -> None:
         """End the open turn with its answer; `usage` is the engine's count of that prompt and answer."""
         turn = self._take_open()
         turn.answer = answer
         turn.interrupted = interrupted
-        del self._turns[: self._to_drop]
-        self.dropped_turns += self._to_drop
+        turn.drop_open_step()
+        self._drop(self._to_drop)
         self._to_drop = 0
         if usage is not None and self._is_plausible(usage):
             self._learn(turn, usage)
         else:
-            turn.tokens += self._estimate(answer)
-        self._turns.append(turn)
+            turn.tokens += sum(self._estimate(message.content) for message in turn.reply())
+        self._history.append(turn)
 
     def rollback(self) -> None:
         """Forget the open turn: the history is what it was before, ready for the same message again."""
         self._take_open()
         self._to_drop = 0
 
-    def overflowed(self) -> None:
-        """Learn from an engine that found the open turn's prompt too long: the next try leaves more of it out."""
-        self._bytes_per_token = max(0.5, self._bytes_per_token / 2)
+    def cut(self, chars: int) -> None:
+        """Cut the newest answer after so many characters and mark it as interrupted: no more of it was heard."""
+        turn = self._history.turns[-1]
+        kept = turn.answer[:chars]
+        turn.tokens = max(0, turn.tokens - self._estimate(turn.answer) + self._estimate(kept))
+        turn.answer, turn.interrupted, turn.counted = kept, True, False
+        self._history.changed()
 
-    def _take_open(self) -> Turn:
+    def shed(self, share: float, *, context_window: int, max_tokens: int) -> None:
+        """Drop turns down to the low mark now, between turns, if the history is past this share of the high one."""
+        budget = _budget(context_window, max_tokens)
+        if self._open is None and self.tokens > share * self._high_water * budget:
+            self._drop(self._first_kept(self.tokens - self._low_water * budget, 0))
+
+    def _opened(self) -> Turn:
         if self._open is None:
             raise RuntimeError("no turn is open")
-        turn, self._open = self._open, None
+        return self._open
+
+    def _take_open(self) -> Turn:
+        turn, self._open = self._opened(), None
         return turn
 
-    def _messages(self, turn: Turn) -> Iterator[Message]:
-        if self._system_prompt:
-            yield Message("system", self._system_prompt)
-        waiting: list[str] = []
-        for past in self._turns[self._to_drop :]:
-            waiting.append(past.user)
-            if past.answer:
-                # Users whose answer was cancelled before its first word speak twice in a row, and many
-                # chat templates refuse that: their messages become one.
-                yield Message("user", "\n".join(waiting))
-                yield Message("assistant", past.answer)
-                waiting = []
-        waiting.append(turn.user)
-        yield Message("user", "\n".join(waiting))
+    # Prompts
 
-    def _turns_to_drop(self, turn: Turn, budget: int) -> int:
-        size, messages = self._size(turn), self.messages_kept + 1
-        if size <= budget and messages <= self._max_messages:
+    def _prompt(self) -> Prompt:
+        turn, head = self._opened(), self._head()
+        history = self._history.without(self._to_drop)
+        said = Message("user", history.joined(turn.user))
+        messages = (*((Message("system", head),) if head else ()), *history.said, said)
+        tokens = self._system_size() + history.tokens + turn.tokens
+        for step in turn.steps:
+            messages += tuple(step.messages())
+            tokens += sum(self._estimate(message.content) for message in step.messages())
+        return Prompt(messages=messages, tokens=tokens, dropped_turns=self._to_drop)
+
+    def _head(self) -> str:
+        if not self._summary:
+            return self._system_prompt
+        return "\n\n".join([*filter(None, [self._system_prompt]), f"{SUMMARY_HEADING}\n{self._summary}"])
+
+    def _turns_to_drop(self, turn: Turn, budget: int, room: int) -> int:
+        """Return how many turns from the front must go; `room` is what history may have beside the new message."""
+        size, messages = self.tokens + turn.tokens, self._history.messages + 1
+        if size <= self._high_water * budget and self.tokens <= room and messages <= self._max_messages:
             return 0
-        for count, past in enumerate(self._turns):
-            if size <= budget * LOW_WATER and messages <= self._max_messages * LOW_WATER:
-                return count
-            size -= past.tokens
-            messages -= past.messages
-        return len(self._turns)
+        low = self._low_water
+        return self._first_kept(
+            max(size - low * budget, self.tokens - min(room, low * budget)), messages - low * self._max_messages
+        )
 
-    def _size(self, turn: Turn) -> int:
-        return self._system_size() + sum(past.tokens for past in self._turns[self._to_drop :]) + turn.tokens
+    def _first_kept(self, tokens: float, messages: float) -> int:
+        """Return how many turns from the front have so many tokens and messages."""
+        for count, past in enumerate(self._history.turns):
+            if tokens <= 0 and messages <= 0:
+                return count
+            tokens -= past.tokens
+            messages -= past.messages
+        return len(self._history.turns)
+
+    # What is kept, and its size
+
+    def _drop(self, count: int) -> None:
+        gone = self._history.drop(count)
+        self.dropped_turns += len(gone)
+        self.dropped_tokens += sum(turn.tokens for turn in gone)
+        if self.keep_dropped:
+            self.dropped += gone
 
     def _system_size(self) -> int:
         if self._system_tokens is not None:
             return self._system_tokens
-        return self._estimate(self._system_prompt)
+        return self._estimate(self._head())
 
     def _estimate(self, text: str) -> int:
-        return int(len(text.encode()) / self._bytes_per_token) + TOKENS_PER_MESSAGE
+        return self._ratio.likely(text)
 
     def _is_plausible(self, usage: Usage) -> bool:
         # Some servers count only what their cache did not hold, or nothing for a prompt it held whole.
-        known = sum(past.tokens for past in self._turns if past.counted)
-        return usage.prompt_tokens > known * PLAUSIBLE
+        return usage.prompt_tokens > self._history.counted * PLAUSIBLE
 
     def _learn(self, turn: Turn, usage: Usage) -> None:
         """Spread the engine's exact total over what was estimated: the new message and, once, the system prompt."""
         turn.counted = True
-        before = sum(past.tokens for past in self._turns)
+        before = self._history.tokens
         if self._system_tokens is None:
             # Both were estimated alike, so both were wrong by the same factor.
             head = self._system_size()
             self._system_tokens = max(0, usage.prompt_tokens - before) * head // (head + turn.tokens)
         turn.tokens = usage.prompt_tokens - before - self._system_tokens
-        # Less than none is left where turns that were never counted (interrupted ones), or the system prompt,
-        # had been taken for more than they are.
-        for past in reversed(self._turns):
-            cut = min(past.tokens, max(0, -turn.tokens))
+        if turn.tokens < 0:
+            self._give_back(turn)
+        turn.tokens += usage.completion_tokens
+        answer = len(turn.answer.encode())
+        self._ratio.learn(len(self._head().encode()) + self._history.bytes + turn.bytes - answer, usage.prompt_tokens)
+
+    def _give_back(self, turn: Turn) -> None:
+        """Take from what had been held for more than it is: turns never counted, or the system prompt."""
+        for past in reversed(self._history.turns):
+            cut = min(past.tokens, -turn.tokens)
             past.tokens -= cut
             turn.tokens += cut
         if turn.tokens < 0:
+            assert self._system_tokens is not None
             self._system_tokens, turn.tokens = self._system_tokens + turn.tokens, 0
-        turn.tokens += usage.completion_tokens
-        prompt_bytes = len(self._system_prompt.encode()) + len(turn.user.encode())
-        prompt_bytes += sum(len(past.user.encode()) + len(past.answer.encode()) for past in self._turns)
-        if prompt_bytes > 0:
-            measured = prompt_bytes / usage.prompt_tokens
-            # One odd turn (a page of code, another script) must not make the next estimate wild.
-            self._bytes_per_token = min(max(measured, 1.0), 6.0)
+        self._history.changed()
+
+
+def _room(context_window: int) -> int:
+    """Tokens of the window that may be used: all but a margin."""
+    return context_window - int(context_window * MARGIN)
 
 
 def _budget(context_window: int, max_tokens: int) -> int:
@@ -226,5 +352,4 @@ def _budget(context_window: int, max_tokens: int) -> int:
 
     An answer as long as the window would leave no room to ask anything; half is then the prompt's.
     """
-    answer = min(max_tokens, context_window // 2)
-    return context_window - answer - int(context_window * MARGIN)
+    return _room(context_window) - min(max_tokens, context_window // 2)

@@ -4,19 +4,41 @@ Instances are made once a token, hence msgspec structs: a fifth of the cost of a
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
-Role = Literal["system", "user", "assistant"]
-FinishReason = Literal["stop", "length"]
+Role = Literal["system", "user", "assistant", "tool"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
-class Message(msgspec.Struct, frozen=True):
-    """One message of a prompt."""
+class ToolCall(msgspec.Struct, frozen=True):
+    """A call the model asks for. `arguments` is the text of a JSON object, as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class Tool(msgspec.Struct, frozen=True):
+    """A function the model may ask for; `parameters` is a JSON Schema of its arguments."""
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+
+
+class Message(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One message of a prompt.
+
+    An assistant's may ask for `tool_calls`; a tool's answers the one of `tool_call_id`, a call of `tool_name`.
+    """
 
     role: Role
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    tool_name: str = ""
 
 
 class SamplingParams(msgspec.Struct, frozen=True):
@@ -44,6 +66,7 @@ class GenerationRequest(msgspec.Struct, frozen=True):
     context_window: int
     think: bool | None = None
     session_id: str = ""
+    tools: tuple[Tool, ...] = ()
 
 
 class Delta(msgspec.Struct, frozen=True, gc=False):
@@ -54,18 +77,24 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):
-    """Tokens as the engine counted them. `cached_tokens` is None where the engine does not tell."""
+    """Tokens as the engine counted them; `prompt_tokens` are all of the prompt's, those found in a cache included.
+
+    `cached_tokens`, and the `prompt_seconds` the engine took to read what was not cached, are None where it
+    does not tell.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int | None = None
+    prompt_seconds: float | None = None
 
 
 class Finish(msgspec.Struct, frozen=True, gc=False):
-    """The end of a generation. `usage` is None where the engine did not count."""
+    """The end of a generation. `usage` is None where the engine did not count; `tool_calls` are whole."""
 
     reason: FinishReason
     usage: Usage | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 TakeDelta = Callable[[Delta], None]

@@ -224,7 +224,10 @@ class Session:
             return []
         self._active_at = now
         if isinstance(error, ContextOverflow):
-            self._conversation.overflowed()
+            self._conversation.retry(
+                context_window=self._defaults.window_for(self._config),
+                max_tokens=self._defaults.sampling_for(self._config).max_tokens,
+            )
         self._conversation.rollback()
         self.counters.turns -= 1
         return [self._error(error, id=response.id, terminal=True), *self._next(now)]

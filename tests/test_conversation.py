@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_service.conversation import TOKENS_PER_MESSAGE, Conversation, Prompt, Turn
+from llm_service.conversation import SUMMARY_HEADING, Conversation, Prompt
 from llm_service.errors import ContextOverflow
-from llm_service.generation import Message, Usage
+from llm_service.generation import Message, ToolCall, Usage
+from llm_service.token_estimate import TOKENS_PER_MESSAGE
+from llm_service.turn import Turn
 
 FUZZ = 20 if os.environ.get("FASTTALK_FUZZ") == "1" else 1
 
@@ -162,12 +164,183 @@ def test_an_overflow_is_learnt_from() -> None:
     for word in ("one", "two", "three"):
         _begin(conversation, word * 100, window=2048)
         conversation.commit(word * 100)
-    first = _begin(conversation, "x" * 2700, window=2048)
-    conversation.overflowed()
-    conversation.rollback()
-    second = _begin(conversation, "x" * 2700, window=2048)
+    first = _begin(conversation, "x" * 2200, window=2048)
+    second = conversation.retry(context_window=2048, max_tokens=100)
+    assert second is not None
     assert len(second.messages) < len(first.messages)
+    assert ("user", "x" * 2200) == _said(second)[-1]
     assert 3 == len(conversation.turns)
+    conversation.rollback()
+    assert 3 == len(conversation.turns)
+    assert len(_begin(conversation, "x" * 2200, window=2048).messages) < len(first.messages)
+
+
+def test_every_retry_is_shorter_until_nothing_is_left() -> None:
+    """Each retry leaves at least half of the rest out; with no history left there is none."""
+    conversation = _conversation("Be kind.")
+    for number in range(9):
+        _begin(conversation, f"question {number}")
+        conversation.commit("answer", usage=Usage(prompt_tokens=30 + 10 * number, completion_tokens=3))
+    sizes = [len(_begin(conversation, "again").messages)]
+    while (prompt := conversation.retry(context_window=8192, max_tokens=100)) is not None:
+        sizes.append(len(prompt.messages))
+        assert ("system", "Be kind.") == _said(prompt)[0]
+    assert [20, 10, 6, 4, 2] == sizes
+    conversation.commit("done")
+    assert 9 == conversation.dropped_turns
+
+
+def test_marks_are_shares_of_the_budget() -> None:
+    """History is dropped when it passes the high mark, and down to the low one."""
+    conversation = Conversation(max_messages=1000, low_water=0.25, high_water=0.75)
+    sizes = []
+    for number in range(40):
+        prompt = _begin(conversation, "question", window=2130, max_tokens=100)  # a budget of 1,997
+        sizes.append((prompt.tokens, prompt.dropped_turns))
+        conversation.commit("x", usage=Usage(prompt_tokens=prompt.tokens, completion_tokens=100))
+        assert number < 5 or prompt.tokens > 0.1 * 1997
+    assert max(size for size, _ in sizes) <= 0.75 * 1997
+    after = [size for size, dropped in sizes if dropped]
+    assert len(after) >= 2
+    assert all(0.25 * 1997 - 130 < size <= 0.25 * 1997 for size in after)
+
+
+def test_what_is_dropped_is_counted_in_tokens() -> None:
+    """The tokens of dropped turns are summed up as the engine had counted them."""
+    conversation = _conversation(max_messages=6)
+    for number in range(3):
+        _begin(conversation, "q")
+        conversation.commit("a", usage=Usage(prompt_tokens=20 + 30 * number, completion_tokens=10))
+    _begin(conversation, "q")
+    conversation.commit("a", usage=Usage(prompt_tokens=80, completion_tokens=10))
+    gone = {turns: 30 * turns for turns in (1, 2, 3)}[conversation.dropped_turns]
+    assert gone - 20 <= conversation.dropped_tokens <= gone
+
+
+def test_a_dense_message_never_passes_the_window() -> None:
+    """History makes room for the most tokens a message can have, not only for the likeliest number."""
+    conversation = _conversation()
+    for number in range(8):
+        _begin(conversation, "q")
+        conversation.commit("a", usage=Usage(prompt_tokens=120 * (number + 1) - 20, completion_tokens=20))
+    prompt = _begin(conversation, "9" * 1400, window=2048, max_tokens=16)
+    kept = 120 * (8 - prompt.dropped_turns)
+    assert kept + 1400 <= 2048
+    conversation.rollback()
+    assert 0 == conversation.begin("9" * 1400, context_window=2048, max_tokens=16, tokens=700).dropped_turns
+
+
+@pytest.mark.parametrize(("text", "needed"), [("hello", False), ("word " * 200, False), ("7" * 1990, True)])
+def test_a_count_is_needed_only_where_it_decides(text: str, needed: bool) -> None:
+    """A message that fits even at its most tokens need not be counted."""
+    assert needed == _conversation("Be kind.").needs_count(text, context_window=2048, max_tokens=100)
+
+
+def test_a_counted_message_is_taken_as_counted() -> None:
+    """The engine's count of the new message takes the place of the estimate, and of the benefit of the doubt."""
+    conversation = _conversation()
+    prompt = conversation.begin("word " * 500, context_window=2048, max_tokens=100, tokens=500)
+    assert 500 + 2 * TOKENS_PER_MESSAGE == prompt.tokens  # no system prompt has its marks all the same
+    conversation.rollback()
+    with pytest.raises(ContextOverflow, match="about 3010 tokens"):
+        conversation.begin("word " * 500, context_window=2048, max_tokens=100, tokens=3000, engine_counts=True)
+
+
+def test_an_answer_is_cut_at_what_was_heard() -> None:
+    """Of the newest answer so much stays as was heard; what stands before it is as it was."""
+    conversation = _conversation()
+    for word in ("one", "two"):
+        _begin(conversation, word)
+        conversation.commit("a long answer", usage=Usage(prompt_tokens=20, completion_tokens=4))
+    conversation.cut(6)
+    assert [("a long answer", False), ("a long", True)] == [(t.answer, t.interrupted) for t in conversation.turns]
+    assert ("assistant", "a long") == _said(_begin(conversation, "three"))[3]
+    conversation.rollback()
+    conversation.cut(0)
+    assert [("user", "one"), ("assistant", "a long answer"), ("user", "two\nthree")] == _said(
+        _begin(conversation, "three")
+    )
+
+
+def test_a_summary_stands_behind_the_system_prompt() -> None:
+    """The summary is part of the system message, and counted anew with the next turn."""
+    conversation = _conversation("Be kind.")
+    _begin(conversation, "one")
+    conversation.commit("first", usage=Usage(prompt_tokens=30, completion_tokens=3))
+    conversation.set_summary("They spoke of boats.")
+    prompt = _begin(conversation, "two")
+    assert ("system", f"Be kind.\n\n{SUMMARY_HEADING}\nThey spoke of boats.") == _said(prompt)[0]
+    with pytest.raises(RuntimeError, match="a turn is open"):
+        conversation.set_summary("else")
+    conversation.commit("second", usage=Usage(prompt_tokens=70, completion_tokens=3))
+    assert 73 == conversation.tokens
+    conversation.set_system_prompt("")
+    assert ("system", f"{SUMMARY_HEADING}\nThey spoke of boats.") == _said(_begin(conversation, "three"))[0]
+
+
+def test_history_is_shed_between_turns() -> None:
+    """Past the share given, turns go down to the low mark and wait to be condensed; below it nothing happens."""
+    conversation = _conversation()
+    conversation.keep_dropped = True
+    for number in range(8):
+        _begin(conversation, "q")
+        conversation.commit("a", usage=Usage(prompt_tokens=100 * (number + 1) - 20, completion_tokens=20))
+    conversation.shed(0.8, context_window=2048, max_tokens=100)
+    assert (8, []) == (len(conversation.turns), conversation.dropped)
+    conversation.shed(0.8, context_window=1024, max_tokens=100)
+    kept = len(conversation.turns)
+    assert 0 < kept < 8
+    assert 8 - kept == len(conversation.dropped) == conversation.dropped_turns
+    assert conversation.tokens <= 0.5 * 924
+
+
+CALLS = (ToolCall("1", "add", '{"a": 1}'), ToolCall("2", "time", "{}"))
+
+
+def test_tools_are_part_of_a_turn() -> None:
+    """Calls and results stand between the user's message and the answer, in this prompt and in later ones."""
+    conversation = _conversation()
+    _begin(conversation, "one")
+    conversation.ask_tools("Let me see.", CALLS)
+    assert not conversation.tool_result("2", "noon")
+    assert conversation.tool_result("1", "3")
+    said = [("user", "one"), ("assistant", "Let me see."), ("tool", "3"), ("tool", "noon")]
+    prompt = conversation.go_on()
+    assert said == _said(prompt)
+    assert CALLS == prompt.messages[1].tool_calls
+    assert [("1", "add"), ("2", "time")] == [(m.tool_call_id, m.tool_name) for m in prompt.messages[2:]]
+    conversation.commit("Three, at noon.", usage=Usage(prompt_tokens=60, completion_tokens=6))
+    assert [*said, ("assistant", "Three, at noon."), ("user", "two")] == _said(_begin(conversation, "two"))
+    assert 5 == conversation.messages_kept
+
+
+@pytest.mark.parametrize("call", ["3", "1"])
+def test_a_result_belongs_to_a_waiting_call(call: str) -> None:
+    """A result for a call that was not asked for, or has one, is refused."""
+    conversation = _conversation()
+    _begin(conversation, "one")
+    conversation.ask_tools("", CALLS)
+    conversation.tool_result("1", "3")
+    with pytest.raises(KeyError):
+        conversation.tool_result(call, "4")
+
+
+def test_no_call_stays_without_its_result() -> None:
+    """A turn cut off while a tool works keeps what was said, and not the calls."""
+    conversation = _conversation()
+    _begin(conversation, "one")
+    conversation.ask_tools("", CALLS[:1])
+    conversation.tool_result("1", "3")
+    conversation.ask_tools("Let me see.", CALLS)
+    conversation.tool_result("1", "4")
+    conversation.commit("", interrupted=True)
+    assert [
+        ("user", "one"),
+        ("assistant", ""),
+        ("tool", "3"),
+        ("assistant", "Let me see."),
+        ("user", "two"),
+    ] == _said(_begin(conversation, "two"))
 
 
 def test_system_prompt_counts_against_the_window() -> None:
