@@ -33,6 +33,7 @@ class OpenedEngine:
 
     `models` are those a session may ask for; `context_window` is in tokens: the configured one, or less
     where the model has less. `temperature` is what the model wants where nobody chose one, or None.
+    `counts_tokens` says whether the engine could count tokens when it was opened.
     """
 
     engine: Engine
@@ -43,6 +44,7 @@ class OpenedEngine:
     device: Device
     reason: str
     temperature: float | None = None
+    counts_tokens: bool = False
 
 
 async def open_engine(settings: Settings) -> OpenedEngine:
@@ -224,6 +226,7 @@ async def _loaded(
         context_window=window,
         device=device,
         reason=reason,
+        counts_tokens=await engine.count_tokens(model, "a") is not None,
     )
 
 

@@ -44,6 +44,10 @@ class Engine(Protocol):
         """The largest window, in tokens, that this engine can give the model; None if it does not tell."""
         ...
 
+    async def count_tokens(self, model: str, text: str) -> int | None:
+        """Tokens of this text alone, without any template; None where the engine can't count. Never raises."""
+        ...
+
     async def aclose(self) -> None:
         """Release connections and memory. A second call does nothing."""
         ...

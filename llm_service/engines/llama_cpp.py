@@ -138,6 +138,10 @@ class LlamaCppEngine:
         """The window of each response, in tokens; None for a model that is not the one here."""
         return self._window if model == self._model else None
 
+    async def count_tokens(self, model: str, text: str) -> int | None:
+        """Tokens of this text alone; None for a model that is not the one here."""
+        return await self._api.count_tokens(model, text) if model == self._model else None
+
     async def busy_slots(self) -> int:
         """How many responses llama.cpp works on at this moment, wanted or not."""
         return sum(slot.is_processing for slot in await self._slots())

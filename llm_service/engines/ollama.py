@@ -10,6 +10,8 @@ import ollama
 
 from llm_service.engines.ndjson import LineBuffer
 from llm_service.engines.refusals import UNREADABLE, Refusal, cleaned, error_fields, refused
+from llm_service.engines.think_tags import ThinkTags
+from llm_service.engines.tool_calls import ToolCalls, functions
 from llm_service.engines.transport import (
     QUICK_SECONDS,
     EngineClient,
@@ -17,17 +19,37 @@ from llm_service.engines.transport import (
     tls,
     translating,
 )
-from llm_service.errors import ContextOverflow, EngineError, FastTalkError, GenerationFailed, ModelNotFound
-from llm_service.generation import Delta, Finish, GenerationRequest, TakeDelta, Usage
+from llm_service.errors import (
+    ContextOverflow,
+    EngineError,
+    EngineRejected,
+    FastTalkError,
+    GenerationFailed,
+    ModelNotFound,
+)
+from llm_service.generation import Delta, Finish, GenerationRequest, Message, TakeDelta, Usage
 
 # runner/ollamarunner/runner.go and runner/llamarunner/runner.go, `errorInputTooLong`, answered with
 # status 400. Ollama gives no code with it, so that its wording is all there is.
 _OVERFLOW = "the input length exceeds the context length"
+# types/model/capability.go and server/images.go, likewise with status 400 and no code.
+_NO_TOOLS = "does not support tools"
+
+
+class _Function(msgspec.Struct, gc=False):
+    name: str = ""
+    arguments: msgspec.Raw = msgspec.Raw()
+
+
+class _Call(msgspec.Struct, gc=False):
+    function: _Function
+    id: str = ""
 
 
 class _Message(msgspec.Struct, gc=False):
     content: str = ""
     thinking: str = ""
+    tool_calls: list[_Call] | None = None
 
 
 class _Line(msgspec.Struct, gc=False):
@@ -35,6 +57,7 @@ class _Line(msgspec.Struct, gc=False):
     done: bool = False
     done_reason: str = ""
     prompt_eval_count: int | None = None
+    prompt_eval_duration: int | None = None  # nanoseconds
     eval_count: int | None = None
     error: str = ""
 
@@ -128,6 +151,10 @@ class OllamaEngine:
         window = info.get(f"{info.get('general.architecture')}.context_length")
         return window if isinstance(window, int) else None
 
+    async def count_tokens(self, model: str, text: str) -> int | None:  # noqa: ARG002
+        """None: Ollama has no way to ask."""
+        return None
+
     async def loaded(self) -> dict[str, int]:
         """The models in memory, each with the context window it was loaded with, in tokens."""
         with self._errors():
@@ -175,7 +202,10 @@ class OllamaEngine:
             options["seed"] = sampling.seed
         chat: dict[str, Any] = {
             "model": request.model,
-            "messages": request.messages,
+            "messages": [
+                message if not message.tool_calls and message.role != "tool" else _with_tools(message)
+                for message in request.messages
+            ],
             "stream": True,
             # Otherwise Ollama drops the oldest messages of a long prompt, and of a long answer, silently.
             "truncate": False,
@@ -185,6 +215,8 @@ class OllamaEngine:
         }
         if request.think is not None:
             chat["think"] = request.think
+        if request.tools:
+            chat["tools"] = functions(request.tools)
         return chat
 
     @contextmanager
@@ -205,17 +237,23 @@ class _Answer:
     """Reads one answer: bytes in, deltas out to `take`, and the end."""
 
     __slots__ = (
-        "_finish",
+        "_calls",
         "_label",
+        "_last",
         "_lines",
+        "_original",
+        "_tags",
         "_take",
     )
 
     def __init__(self, label: str, take: TakeDelta) -> None:
         self._label = label
-        self._take = take
+        self._original = take
+        self._tags: ThinkTags | None = ThinkTags(take, self._settle)
+        self._take: TakeDelta = self._tags.take
         self._lines = LineBuffer()
-        self._finish: Finish | None = None
+        self._calls: ToolCalls | None = None
+        self._last: _Line | None = None
 
     def feed(self, data: bytes) -> bool:
         """Take what was read; return whether that was the end of the answer."""
@@ -232,20 +270,41 @@ class _Answer:
                     self._take(Delta(message.thinking, thinking=True))
                 if message.content:
                     self._take(Delta(message.content))
+                if message.tool_calls:
+                    self._call(message.tool_calls)
             if part.error:
                 raise GenerationFailed(f"{self._label} failed: {cleaned(part.error)}")
             if part.done:
-                self._finish = _finish(part)
+                self._last = part
                 return True
         return False
 
     def end(self) -> Finish:
         """Return how the answer ended; call it when the stream is over."""
-        if self._finish is None:
+        if self._last is None:
             self.feed(b"\n")  # the last line may lack its end
-        if self._finish is None:
+        if self._tags is not None:
+            self._tags.end()
+        last = self._last
+        if last is None:
             raise GenerationFailed(f"{self._label} broke off in the middle of its answer.")
-        return self._finish
+        cut = last.done_reason == "length"
+        if self._calls is not None:
+            return Finish("tool_calls", _usage(last), self._calls.whole(cut=cut))
+        return Finish("length" if cut else "stop", _usage(last))
+
+    def _settle(self) -> None:
+        self._take = self._original
+        self._tags = None
+
+    def _call(self, calls: list[_Call]) -> None:
+        if self._calls is None:
+            self._calls = ToolCalls(self._label)
+        for call in calls:
+            # What is not UTF-8 is no JSON, and found out when the call is read.
+            arguments = bytes(call.function.arguments).decode(errors="replace")
+            # Each is whole, and so a call of its own even where it has no name.
+            self._calls.add(self._calls.count, call.id, call.function.name, arguments)
 
     def _one_by_one(self, lines: bytes) -> Iterator[_Line]:
         """Decode the lines up to the one that can't be read."""
@@ -258,15 +317,28 @@ class _Answer:
                 raise GenerationFailed(f"{self._label} sent a line that can't be read{text and ': ' + text}.") from None
 
 
-def _finish(part: _Line) -> Finish:
-    counted = part.prompt_eval_count is not None or part.eval_count is not None
-    usage = Usage(part.prompt_eval_count or 0, part.eval_count or 0) if counted else None
-    return Finish("length" if part.done_reason == "length" else "stop", usage)
+def _usage(last: _Line) -> Usage | None:
+    if last.prompt_eval_count is None and last.eval_count is None:
+        return None
+    seconds = None if last.prompt_eval_duration is None else last.prompt_eval_duration / 1e9
+    return Usage(last.prompt_eval_count or 0, last.eval_count or 0, prompt_seconds=seconds)
+
+
+def _with_tools(message: Message) -> dict[str, Any]:
+    if message.role == "tool":
+        return {"role": "tool", "tool_name": message.tool_name, "content": message.content}
+    calls = [
+        {"function": {"name": call.name, "arguments": msgspec.Raw(call.arguments.encode())}}
+        for call in message.tool_calls
+    ]
+    return {"role": message.role, "content": message.content, "tool_calls": calls}
 
 
 def _refused(refusal: Refusal, label: str, model: str = "") -> FastTalkError:
     if refusal.status == 400 and refusal.text.startswith(_OVERFLOW):
         return ContextOverflow("The conversation is longer than the model's context window.")
+    if refusal.status == 400 and refusal.text.endswith(_NO_TOOLS):
+        return EngineRejected(f"{label}: {refusal.text}. Choose a model that can call tools, or send none.")
     if refusal.status == 404:
         # "model 'x' not found": the name between the quotes is what Ollama looked for.
         wanted = model or _quoted(refusal.text) or "NAME"

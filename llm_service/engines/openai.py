@@ -7,16 +7,20 @@ import msgspec
 
 from llm_service.engines.refusals import UNREADABLE, Refusal, error_fields, refused
 from llm_service.engines.sse import SSEDecoder
+from llm_service.engines.think_tags import ThinkTags
+from llm_service.engines.tool_calls import ToolCalls, functions
 from llm_service.engines.transport import EngineClient, display_name
 from llm_service.errors import (
     ConfigurationError,
     ContextOverflow,
     EngineRejected,
+    EngineTimeout,
+    EngineUnreachable,
     FastTalkError,
     GenerationFailed,
     ModelNotFound,
 )
-from llm_service.generation import Delta, Finish, GenerationRequest, TakeDelta, Usage
+from llm_service.generation import Delta, Finish, GenerationRequest, Message, TakeDelta, Usage
 
 _NO_ERROR = (b"", b"null")
 
@@ -25,10 +29,22 @@ _OVERFLOW_KINDS = ("exceed_context_size_error", "context_length_exceeded")
 _OVERFLOW_TEXT = "This model's maximum context length is"
 
 
+class _Function(msgspec.Struct, gc=False):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _CallPart(msgspec.Struct, gc=False):
+    index: int | None = None
+    id: str | None = None
+    function: _Function | None = None
+
+
 class _Delta(msgspec.Struct, gc=False):
     content: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
+    tool_calls: list[_CallPart] | None = None
 
 
 class _Choice(msgspec.Struct, gc=False):
@@ -48,10 +64,11 @@ class _Usage(msgspec.Struct, gc=False):
 
 
 class _Timings(msgspec.Struct, gc=False):
-    """llama-server's: tokens of the prompt found in its cache, evaluated, and generated."""
+    """llama-server's: tokens of the prompt found in its cache, evaluated (in milliseconds), and generated."""
 
     cache_n: int = 0
     prompt_n: int = 0
+    prompt_ms: float | None = None
     predicted_n: int = 0
 
 
@@ -79,8 +96,16 @@ class _Models(msgspec.Struct):
     data: list[_Model]
 
 
+class _Tokenized(msgspec.Struct):
+    """An answer to /tokenize: vLLM counts, llama-server lists."""
+
+    count: int | None = None
+    tokens: list[int] | None = None
+
+
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 _decode_models = msgspec.json.Decoder(_Models).decode
+_decode_tokenized = msgspec.json.Decoder(_Tokenized).decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -113,6 +138,7 @@ class OpenAIEngine:
         self._label = display_name("The engine", base_url)
         self._extended_sampling = extended_sampling
         self._extra = dict(extra or {})
+        self._tokenizes: bool | None = None  # None: not found out yet
         self._http = EngineClient(
             base_url,
             engine=self._label,
@@ -159,6 +185,31 @@ class OpenAIEngine:
             return entry.max_model_len if entry else None
         return entry.meta.n_ctx or entry.meta.n_ctx_train
 
+    async def count_tokens(self, model: str, text: str) -> int | None:
+        """Tokens of this text alone, from /tokenize at the server's root: llama-server and vLLM have it.
+
+        A server that refuses the first such request is not asked again.
+        """
+        if self._tokenizes is False:
+            return None
+        # One body for both: each takes its own keys and passes over the other's.
+        body = {
+            "content": text,
+            "add_special": False,
+            "model": model,
+            "prompt": text,
+            "add_special_tokens": False,
+        }
+        try:
+            count = _count(await self._http.post("/tokenize", _encode(body), below_base=False))
+        except (EngineUnreachable, EngineTimeout):
+            return None
+        except FastTalkError:
+            count = None
+        if self._tokenizes is None:
+            self._tokenizes = count is not None
+        return count
+
     async def document(self, path: str) -> bytes:
         """GET what the same server has beside OpenAI's API, such as llama-server's /slots."""
         return await self._http.get(path, below_base=False)
@@ -178,7 +229,10 @@ class OpenAIEngine:
         sampling = request.sampling
         chat: dict[str, Any] = {
             "model": request.model,
-            "messages": request.messages,
+            "messages": [
+                message if not message.tool_calls and message.role != "tool" else _with_tools(message)
+                for message in request.messages
+            ],
             "stream": True,
             "stream_options": {"include_usage": True},
             "temperature": sampling.temperature,
@@ -186,6 +240,8 @@ class OpenAIEngine:
             "max_tokens": sampling.max_tokens,
             **self._extra,
         }
+        if request.tools:
+            chat["tools"] = functions(request.tools)
         if sampling.stop:
             chat["stop"] = sampling.stop
         if sampling.seed is not None:
@@ -211,10 +267,13 @@ class _Answer:
     """Reads one answer: bytes in, deltas out to `take`, and the end. `refused` makes the error of an error event."""
 
     __slots__ = (
+        "_calls",
         "_events",
         "_label",
+        "_original",
         "_reason",
         "_refused",
+        "_tags",
         "_take",
         "_usage",
     )
@@ -222,8 +281,11 @@ class _Answer:
     def __init__(self, label: str, refused: Callable[[Refusal], FastTalkError], take: TakeDelta) -> None:
         self._label = label
         self._refused = refused
-        self._take = take
+        self._original = take
+        self._tags: ThinkTags | None = ThinkTags(take, self._settle)
+        self._take: TakeDelta = self._tags.take
         self._events = SSEDecoder()
+        self._calls: ToolCalls | None = None
         self._reason = ""
         self._usage: Usage | None = None
 
@@ -237,12 +299,28 @@ class _Answer:
 
     def end(self) -> Finish:
         """Return how the answer ended; call it when the stream is over."""
+        if self._tags is not None:
+            self._tags.end()
         if not self._reason:
             raise GenerationFailed(f"{self._label} broke off in the middle of its answer.")
         if self._reason == "content_filter":
             # What the filter withheld is missing from the text: an answer that is not whole is not one.
             raise EngineRejected(f"{self._label} withheld the rest of the answer: its content filter stepped in.")
-        return Finish("length" if self._reason == "length" else "stop", self._usage)
+        cut = self._reason == "length"
+        if self._calls is not None:
+            return Finish("tool_calls", self._usage, self._calls.whole(cut=cut))
+        return Finish("length" if cut else "stop", self._usage)
+
+    def _settle(self) -> None:
+        self._take = self._original
+        self._tags = None
+
+    def _call(self, parts: list[_CallPart]) -> None:
+        if self._calls is None:
+            self._calls = ToolCalls(self._label)
+        for part in parts:
+            function = part.function or _Function()
+            self._calls.add(part.index, part.id or "", function.name or "", function.arguments or "")
 
     def _read(self, part: _Chunk) -> None:
         if part.usage is not None or part.timings is not None:
@@ -254,6 +332,8 @@ class _Answer:
                     self._take(Delta(thought, thinking=True))
                 if delta.content:
                     self._take(Delta(delta.content))
+                if delta.tool_calls:
+                    self._call(delta.tool_calls)
             self._reason = choice.finish_reason or self._reason
 
     def _decode(self, payload: bytes) -> _Chunk:
@@ -268,11 +348,32 @@ class _Answer:
 
 def _usage(part: _Chunk) -> Usage | None:
     usage, timings = part.usage, part.timings
+    seconds = None if timings is None or timings.prompt_ms is None else timings.prompt_ms / 1000
     if usage is not None:
         cached = usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else None
         if cached is None and timings is not None:
             cached = timings.cache_n
-        return Usage(usage.prompt_tokens, usage.completion_tokens, cached)
+        return Usage(usage.prompt_tokens, usage.completion_tokens, cached, seconds)
     if timings is not None:
-        return Usage(timings.cache_n + timings.prompt_n, timings.predicted_n, timings.cache_n)
+        return Usage(timings.cache_n + timings.prompt_n, timings.predicted_n, timings.cache_n, seconds)
     return None
+
+
+def _count(document: bytes) -> int | None:
+    try:
+        tokenized = _decode_tokenized(document)
+    except UNREADABLE:
+        return None
+    if tokenized.count is None and tokenized.tokens is not None:
+        return len(tokenized.tokens)
+    return tokenized.count
+
+
+def _with_tools(message: Message) -> dict[str, Any]:
+    if message.role == "tool":
+        return {"role": "tool", "tool_call_id": message.tool_call_id, "content": message.content}
+    calls = [
+        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        for call in message.tool_calls
+    ]
+    return {"role": message.role, "content": message.content, "tool_calls": calls}

@@ -1,6 +1,7 @@
 """An engine that says what it is told to, at the speed it is told to: for tests and demonstrations."""
 
 import asyncio
+import json
 import re
 import zlib
 from collections import deque
@@ -10,12 +11,13 @@ from typing import Literal, TypeVar
 import msgspec
 
 from llm_service.errors import EngineError, EngineUnreachable, ModelNotFound
-from llm_service.generation import Delta, Finish, GenerationRequest, TakeDelta, Usage
+from llm_service.generation import Delta, Finish, FinishReason, GenerationRequest, TakeDelta, ToolCall, Usage
 
 Ending = Literal["finished", "failed", "closed"]
 
 _T = TypeVar("_T")
 _WORD = re.compile(r"\s*\S+")
+_CALL = re.compile(r"\s*call\s+(\S+)\s+(?=\{)")
 _REMEMBERED = 1000
 
 
@@ -32,8 +34,13 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 def default_answer(request: GenerationRequest) -> list[str]:
-    """Return a paragraph, word by word, that depends on the last user message and on nothing else."""
-    said = next((message.content for message in reversed(request.messages) if message.role == "user"), "")
+    """Return a paragraph, word by word, that depends on the last user message and on nothing else.
+
+    A tool's result, where one is the last message, is repeated.
+    """
+    if request.messages and request.messages[-1].role == "tool":
+        return _WORD.findall(request.messages[-1].content)
+    said = _last_said(request)
     words = said.split()
     text = (
         f"You said: {' '.join(words)[:200]} That is {len(words)} words and {len(said)} characters, and its "
@@ -44,6 +51,25 @@ def default_answer(request: GenerationRequest) -> list[str]:
     return _WORD.findall(text)
 
 
+def _last_said(request: GenerationRequest) -> str:
+    return next((message.content for message in reversed(request.messages) if message.role == "user"), "")
+
+
+def _wanted_call(request: GenerationRequest) -> ToolCall | None:
+    """Return the call that the last user message tells the engine to make, unless a tool has answered it."""
+    if not request.tools or not request.messages or request.messages[-1].role == "tool":
+        return None
+    said = _last_said(request)
+    begin = _CALL.match(said)
+    if begin is None:
+        return None
+    try:
+        _, end = json.JSONDecoder().raw_decode(said, begin.end())
+    except (ValueError, RecursionError):
+        return None
+    return ToolCall("call_0", begin[1], said[begin.end() : end])
+
+
 class ScriptedEngine:
     """The double of an engine, with the same interface and no machine behind it.
 
@@ -51,6 +77,8 @@ class ScriptedEngine:
     seconds, on a schedule that is fixed when the generation starts: a late one does not delay the next.
     Each generation takes the next of `faults`; when there are none, nothing goes wrong. `models` empty
     means that every name is known. While `down` is set, everything raises EngineUnreachable.
+    Where a request has tools and its last user message begins with `call NAME {"a": "JSON object"}`, it ends with
+    that call and says nothing; a tool's result as the last message is given to `answer` as any other.
 
     `requests`, `endings` and `loads` (the last thousand of each), `running` and `most_running` at once record
     what happened. `tokens_per_second` may
@@ -129,6 +157,10 @@ class ScriptedEngine:
         self._check(model)
         return self._window
 
+    async def count_tokens(self, model: str, text: str) -> int | None:  # noqa: ARG002
+        """The words of the text, as in the counts of an answer; None while the engine is down."""
+        return None if self.down else len(text.split())
+
     async def aclose(self) -> None:
         """Note that it was closed."""
         self.closed = True
@@ -138,8 +170,11 @@ class ScriptedEngine:
         clock = asyncio.get_running_loop().time
         due, interval = clock() + self._ttft, 1.0 / self.tokens_per_second
         count, limit = 0, request.sampling.max_tokens
-        reason: Literal["stop", "length"] = "stop"
-        for token in self._answer(request):
+        call = _wanted_call(request)
+        reason: FinishReason = "stop" if call is None else "tool_calls"
+        # A call takes as many tokens as it has words, and they come at the same pace, in silence.
+        tokens = self._answer(request) if call is None else [""] * (1 + len(call.arguments.split()))
+        for token in tokens:
             if count == limit:
                 reason = "length"
                 break
@@ -152,7 +187,8 @@ class ScriptedEngine:
         if fault is not None and count == fault.after_tokens:
             await _suffer(fault)
         prompt_tokens = sum(len(message.content.split()) for message in request.messages)
-        return Finish(reason, Usage(prompt_tokens, count))
+        calls = () if call is None or reason == "length" else (call,)
+        return Finish(reason, Usage(prompt_tokens, count), calls)
 
     def _check(self, model: str | None = None) -> None:
         if self.down:

@@ -167,6 +167,19 @@ class EngineClient:
         Raises:
             FastTalkError: of `refuse`, for an error status; otherwise an EngineError.
         """
+        return await self._document("GET", path, b"", below_base)
+
+    async def post(self, path: str, body: bytes, *, below_base: bool = True) -> bytes:
+        """POST a JSON body and return the document that answers it, with the bounds, paths and errors of `get`."""
+        return await self._document("POST", path, body, below_base)
+
+    async def aclose(self) -> None:
+        """Close every connection; streams that run end with an error. A second call does nothing."""
+        self._closed = True
+        for connection in tuple(self._connections):
+            connection.abort(self._stopping())
+
+    async def _document(self, method: str, path: str, body: bytes, below_base: bool) -> bytes:
         document = bytearray()
 
         def take(part: bytes) -> bool:
@@ -175,16 +188,10 @@ class EngineClient:
 
         with translating(self._engine):
             async with asyncio.timeout(QUICK_SECONDS):
-                await self._exchange("GET", self._path + path if below_base else path, b"", take)
+                await self._exchange(method, self._path + path if below_base else path, body, take)
         if len(document) > MAX_DOCUMENT_BYTES:
             raise GenerationFailed(f"{self._engine} answered with more than {MAX_DOCUMENT_BYTES} bytes.")
         return bytes(document)
-
-    async def aclose(self) -> None:
-        """Close every connection; streams that run end with an error. A second call does nothing."""
-        self._closed = True
-        for connection in tuple(self._connections):
-            connection.abort(self._stopping())
 
     async def _exchange(self, method: str, path: str, body: bytes, take: TakeBytes) -> None:
         if self._closed:
