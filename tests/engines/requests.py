@@ -5,9 +5,24 @@ from collections.abc import AsyncGenerator
 from contextlib import suppress
 
 from llm_service.engines.base import Engine
-from llm_service.generation import Delta, Finish, GenerationRequest, Message, SamplingParams
+from llm_service.generation import Delta, Finish, GenerationRequest, Message, SamplingParams, Tool, ToolCall
 
 SECRET = "xyzzy-nobody-may-see-this"
+WEATHER = Tool(
+    "get_weather",
+    "The weather in a city.",
+    {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+)
+
+
+def a_tool_turn(city: str = "Paris", text: str = "It rains.") -> tuple[Message, ...]:
+    """Return a question, the call it led to and the tool's answer."""
+    call = ToolCall("call_7", WEATHER.name, f'{{"city": "{city}"}}')
+    return (
+        Message("user", f"What is the weather in {city}?"),
+        Message("assistant", "", tool_calls=(call,)),
+        Message("tool", text, tool_call_id=call.id, tool_name=call.name),
+    )
 
 
 def a_request(

@@ -4,12 +4,13 @@ import asyncio
 import time
 from contextlib import aclosing
 
+import msgspec
 import pytest
 
 from llm_service.engines.scripted import Fault, ScriptedEngine, default_answer
 from llm_service.errors import EngineUnreachable, GenerationFailed, ModelNotFound
-from llm_service.generation import Delta, Finish, Usage
-from tests.engines.requests import a_request, collect, stream
+from llm_service.generation import Delta, Finish, Message, ToolCall, Usage
+from tests.engines.requests import WEATHER, a_request, a_tool_turn, collect, stream
 
 FAST = 1_000_000.0
 
@@ -117,6 +118,48 @@ async def test_the_rest_of_the_interface() -> None:
             await call
     await engine.aclose()
     assert engine.closed
+
+
+@pytest.mark.parametrize("said", ['call get_weather {"city": "x y"}', ' call  get_weather {"city": "x y"}, please.'])
+async def test_a_tool_call(said: str) -> None:
+    """A user who says so gets the call of a tool, which takes time and tokens and says nothing."""
+    engine = ScriptedEngine(tokens_per_second=FAST)
+    request = msgspec.structs.replace(a_request(said, model="scripted"), tools=(WEATHER,))
+    answer, _, finish = await collect(stream(engine, request))
+    assert finish.usage is not None
+    assert ("", "tool_calls", 4) == (answer, finish.reason, finish.usage.completion_tokens)
+    assert (ToolCall("call_0", "get_weather", '{"city": "x y"}'),) == finish.tool_calls
+    cut = msgspec.structs.replace(request, sampling=a_request(max_tokens=2).sampling)
+    assert Finish("length", Usage(len(said.split()), 2)) == (await collect(stream(engine, cut)))[2]
+
+
+@pytest.mark.parametrize("said", ["call x", "call x {", "call x [1]", "please call x {}", "call x {'a': 1}"])
+async def test_no_tool_call(said: str) -> None:
+    """Without tools, or in other words, an answer is an answer."""
+    engine = ScriptedEngine(tokens_per_second=FAST)
+    with_tools = msgspec.structs.replace(a_request(said, model="scripted", max_tokens=99), tools=(WEATHER,))
+    without = a_request("call x {}", model="scripted", max_tokens=99)
+    empty = msgspec.structs.replace(with_tools, messages=())
+    for request in (with_tools, without, empty):
+        answer, _, finish = await collect(stream(engine, request))
+        assert ("stop", ()) == (finish.reason, finish.tool_calls)
+        assert answer.startswith("You said: ")
+
+
+async def test_a_tool_result_is_repeated() -> None:
+    """The answer to a tool's result is the result; the call is not made again."""
+    engine = ScriptedEngine(tokens_per_second=FAST)
+    messages = (Message("user", "call get_weather {}"), *a_tool_turn(text="Rain, 3 °C.")[1:])
+    request = msgspec.structs.replace(a_request(model="scripted"), messages=messages, tools=(WEATHER,))
+    assert ("Rain, 3 °C.", "", Finish("stop", Usage(6, 3))) == await collect(stream(engine, request))
+
+
+async def test_counting() -> None:
+    """A token is a word, as in the counts of an answer; an engine that is down can't count and does not fail."""
+    engine = scripted("a")
+    assert (3, 0) == (await engine.count_tokens("x", " a b\nc "), await engine.count_tokens("x", ""))
+    engine.down = True
+    assert await engine.count_tokens("x", "a") is None
 
 
 async def test_records_are_bounded() -> None:
