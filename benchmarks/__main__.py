@@ -1,4 +1,4 @@
-"""`python -m benchmarks {run,guard,real,setup-peers}`."""
+"""`python -m benchmarks {run,guard,real,context,setup-peers}`."""
 
 import argparse
 import signal
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks import guard, peers, real, report, suite
+from benchmarks import context, guard, peers, real, report, suite
 from benchmarks.processes import ROOT, BenchmarkFailed
 from benchmarks.systems import SYSTEMS, chosen
 
@@ -42,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--write", action="store_true", help="write the value that later runs are compared with")
     check.set_defaults(run=lambda options: guard.guard(write=options.write))
     real.add_to(commands)
+    context.add_to(commands)
     setup = commands.add_parser("setup-peers", help="install LiteLLM in an environment of its own")
     setup.set_defaults(run=_setup)
     return parser
