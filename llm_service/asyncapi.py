@@ -150,11 +150,8 @@ def _union(title: str, schemas: dict[str, Json]) -> Json:
 
 def _tags(schemas: dict[str, Json]) -> dict[str, str]:
     """Return the names of those schemas that are messages, by the messages' types."""
-    return {
-        schema["properties"]["type"]["const"]: name
-        for name, schema in schemas.items()
-        if "const" in schema["properties"].get("type", {})
-    }
+    messages = {event.__name__ for event in (*CLIENT_EVENTS, *SERVER_EVENTS)}
+    return {schema["properties"]["type"]["const"]: name for name, schema in schemas.items() if name in messages}
 
 
 def _operation(action: str, summary: str, types: dict[str, str]) -> Json:

@@ -112,6 +112,20 @@ class Settings(BaseSettings):
     # Sessions
     session_timeout: Seconds = Field(3600.0, description="seconds of silence after which a session ends")
     max_history_length: int = Field(50, ge=1, le=100_000, description="messages of a session that are kept")
+    context_low_water: float = Field(
+        0.5, ge=0.05, le=0.95, description="share of the prompt's room that a trim leaves of the history"
+    )
+    context_high_water: float = Field(
+        1.0, ge=0.1, le=1, description="share of the prompt's room past which turns are dropped from the front"
+    )
+    context_strategy: Literal["trim", "summarize"] = Field(
+        "trim", description="what happens to what is dropped: nothing, or the engine condenses it between turns"
+    )
+    summary_max_tokens: int = Field(256, ge=32, le=4096, description="longest summary of what was dropped")
+    warm_prompts: bool = Field(
+        False, description="let partial_message warm the engine's prompt cache in sessions that do not choose"
+    )
+    tool_timeout: Seconds = Field(60.0, description="seconds a client may take for the results of tool calls")
     max_queued_messages: int = Field(8, ge=1, le=1000, description="user messages that wait under on_busy=queue")
     greeting_delay_ms: int = Field(
         250, ge=0, le=60_000, description="how long a client may be silent before session_started is said to it"
@@ -169,6 +183,15 @@ class Settings(BaseSettings):
     def _check_ports(self) -> Self:
         if self.llm_port == self.llm_monitoring_port:
             raise ValueError(f"LLM_PORT and LLM_MONITORING_PORT are both {self.llm_port}; they must differ")
+        return self
+
+    @model_validator(mode="after")
+    def _check_marks(self) -> Self:
+        if self.context_low_water >= self.context_high_water:
+            raise ValueError(
+                f"CONTEXT_LOW_WATER is {self.context_low_water:g} and CONTEXT_HIGH_WATER {self.context_high_water:g}; "
+                "the low mark must be below the high one"
+            )
         return self
 
     @field_validator("log_level", mode="before")

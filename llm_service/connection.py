@@ -11,16 +11,18 @@ task ends the generation, and with it the HTTP stream behind it.
 import asyncio
 import contextlib
 import contextvars
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 
 import structlog
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from llm_service import events
+from llm_service.asides import Asides
 from llm_service.close_codes import CloseCode
-from llm_service.effects import Effect, Generate, Send, Stop
+from llm_service.effects import Condense, Count, Dropped, Effect, Generate, Send, Stop, Warm
 from llm_service.engines.base import Engine
 from llm_service.errors import (
     ClientError,
@@ -34,12 +36,14 @@ from llm_service.errors import (
 )
 from llm_service.events import ClientMessage, StartSession
 from llm_service.generation import Finish
+from llm_service.idle_work import IdleWork
 from llm_service.metering import ResponseMeter
 from llm_service.metrics import Metrics
 from llm_service.outbox import Outbox
 from llm_service.parsing import parse
 from llm_service.session import Session
 from llm_service.session_manager import SessionManager
+from llm_service.summary import Condensation
 from llm_service.wire import Wire
 
 STOPPING = "the service stops; send the message again, elsewhere"
@@ -78,6 +82,7 @@ class Connection:
         manager: SessionManager,
         limits: ConnectionLimits,
         metrics: Metrics,
+        idle_work: IdleWork,
         *,
         accepts_key: Callable[[str | None], bool] | None,
         note_error: Callable[[events.ErrorBody], None],
@@ -89,6 +94,7 @@ class Connection:
         self._manager = manager
         self._limits = limits
         self._metrics = metrics
+        self._idle_work = idle_work
         self._accepts_key = accepts_key
         self._note_error = note_error
         self._outbox = Outbox(wire.write, self._flushed, max_bytes=limits.max_pending_bytes)
@@ -121,6 +127,7 @@ class Connection:
             with structlog.contextvars.bound_contextvars(session_id=self._session.id):
                 async with asyncio.TaskGroup() as tasks:
                     self._tasks = tasks
+                    self._asides = Asides(tasks, self._engine, self._idle_work, self._metrics)
                     # What reads for us runs outside of our tasks, and logs in this context all the same.
                     self._context = contextvars.copy_context()
                     self._wire.listen(self._outbox.pause, self._outbox.resume, self._take_text)
@@ -131,6 +138,7 @@ class Connection:
                     await asyncio.wait({reader, self._end}, return_when=asyncio.FIRST_COMPLETED)
                     self._over = True
                     self._carry_out(self._session.disconnect())
+                    self._asides.stop()
                     if self._end.done():
                         self._end.result()
                     if self._closing is not None and not reader.done():
@@ -160,7 +168,9 @@ class Connection:
         elif self._heard and self._manager.expired(self._session, now):
             self._carry_out(self._session.expire(now))
             self._close(CloseCode.EXPIRED, "session expired")
-        elif self._draining and self._session.running is None:
+        elif self._session.running is not None:
+            self._carry_out(self._session.overdue(now))
+        elif self._draining:
             self._close(CloseCode.SHUTDOWN, "shutting down")
 
     def shut_down(self) -> None:
@@ -257,22 +267,49 @@ class Connection:
     def _carry_out(self, effects: Sequence[Effect]) -> None:
         for effect in effects:
             match effect:
-                case Send(events.SessionStarted() as event):
-                    self._metrics.sessions.inc()
-                    self._outbox.begin(event)
                 case Send(event):
-                    if isinstance(event, events.Error):
-                        self._note_error(event.error)
-                    self._outbox.put(event)
+                    self._send(event)
                 case Generate():
-                    assert self._tasks is not None
-                    self._responder = self._tasks.create_task(self._respond(effect))
+                    self._start(self._respond(effect))
+                case Count():
+                    self._start(self._count(effect))
                 case Stop():
-                    if self._meter is not None:
-                        self._meter.stopped()
-                    self._metrics.cancels.inc()
-                    if self._responder is not None:
-                        self._responder.cancel()
+                    self._stop_response()
+                case Warm(request):
+                    self._asides.warm(request)
+                case Condense(job):
+                    self._asides.condense(effect, partial(self._condensed, job))
+                case Dropped(tokens):
+                    self._metrics.count_dropped(tokens)
+
+    def _send(self, event: events.ServerEvent) -> None:
+        if isinstance(event, events.SessionStarted):
+            self._metrics.sessions.inc()
+            self._outbox.begin(event)
+            return
+        if isinstance(event, events.Error):
+            self._note_error(event.error)
+        self._outbox.put(event)
+
+    def _stop_response(self) -> None:
+        if self._meter is not None:
+            self._meter.stopped()
+        self._metrics.cancels.inc()
+        if self._responder is not None:
+            self._responder.cancel()
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        """Work for a turn, which nothing else may hold up."""
+        assert self._tasks is not None
+        self._asides.stop_warming()
+        self._responder = self._tasks.create_task(work)
+
+    def _condensed(self, job: Condensation, text: str | None) -> None:
+        self._carry_out(self._session.condensed(job, text))
+
+    async def _count(self, effect: Count) -> None:
+        tokens = await self._engine.count_tokens(effect.model, effect.text)
+        self._carry_out(self._session.counted(effect.response, tokens, monotonic()))
 
     async def _respond(self, effect: Generate) -> None:
         session, number = self._session, effect.response
@@ -307,7 +344,8 @@ class Connection:
 
     async def _stream(self, effect: Generate) -> Finish:
         try:
-            with ResponseMeter(self._metrics.for_engine(self._engine.name, effect.request.model)) as meter:
+            measured = self._metrics.for_engine(self._engine.name, effect.request.model)
+            with self._idle_work.turn(), ResponseMeter(measured) as meter:
                 self._meter = meter
                 take = self._session.taker(effect.response, self._outbox.put, monotonic, meter.times)
                 finish = await self._engine.generate(effect.request, take)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from llm_service.errors import ContextOverflow
 from llm_service.generation import Message, ToolCall, Usage
 from llm_service.history import History
+from llm_service.summary import Condensation
 from llm_service.token_estimate import TOKENS_PER_MESSAGE, TokenEstimate, fewest_tokens, most_tokens
 from llm_service.turn import ToolStep, Turn
 
@@ -119,6 +120,17 @@ class Conversation:
     def set_system_prompt(self, text: str) -> None:
         """Change the system prompt from the next turn on."""
         self._next_system_prompt = text
+
+    def condensed(self, job: Condensation, summary: str) -> bool:
+        """Let a summary stand for the turns it was made of; False if they are not what waits first any more."""
+        count = len(job.turns)
+        waiting = self.dropped[:count]
+        same = len(waiting) == count and all(a is b for a, b in zip(waiting, job.turns, strict=True))
+        if not same or job.before != self._summary:
+            return False
+        del self.dropped[:count]
+        self.set_summary(summary)
+        return True
 
     def set_summary(self, text: str) -> None:
         """Let this stand for what was dropped, behind the system prompt.
@@ -234,13 +246,20 @@ class Conversation:
         self._take_open()
         self._to_drop = 0
 
-    def cut(self, chars: int) -> None:
-        """Cut the newest answer after so many characters and mark it as interrupted: no more of it was heard."""
+    def cut(self, kept: str) -> None:
+        """Let the newest answer be no more than this, its beginning, and mark it as interrupted."""
         turn = self._history.turns[-1]
-        kept = turn.answer[:chars]
         turn.tokens = max(0, turn.tokens - self._estimate(turn.answer) + self._estimate(kept))
         turn.answer, turn.interrupted, turn.counted = kept, True, False
         self._history.changed()
+
+    def peek(self, text: str, *, context_window: int, max_tokens: int) -> tuple[Message, ...] | None:
+        """Return the prompt that `begin` would make of this message; None where it would drop turns."""
+        if self.needs_count(text, context_window=context_window, max_tokens=max_tokens):
+            return None
+        head = self._head(self._next_system_prompt)
+        said = Message("user", self._history.joined(text))
+        return (*((Message("system", head),) if head else ()), *self._history.said, said)
 
     def shed(self, share: float, *, context_window: int, max_tokens: int) -> None:
         """Drop turns down to the low mark now, between turns, if the history is past this share of the high one."""
@@ -260,7 +279,7 @@ class Conversation:
     # Prompts
 
     def _prompt(self) -> Prompt:
-        turn, head = self._opened(), self._head()
+        turn, head = self._opened(), self._head(self._system_prompt)
         history = self._history.without(self._to_drop)
         said = Message("user", history.joined(turn.user))
         messages = (*((Message("system", head),) if head else ()), *history.said, said)
@@ -270,10 +289,11 @@ class Conversation:
             tokens += sum(self._estimate(message.content) for message in step.messages())
         return Prompt(messages=messages, tokens=tokens, dropped_turns=self._to_drop)
 
-    def _head(self) -> str:
+    def _head(self, system_prompt: str) -> str:
+        """Return the text of the system message."""
         if not self._summary:
-            return self._system_prompt
-        return "\n\n".join([*filter(None, [self._system_prompt]), f"{SUMMARY_HEADING}\n{self._summary}"])
+            return system_prompt
+        return "\n\n".join([*filter(None, [system_prompt]), f"{SUMMARY_HEADING}\n{self._summary}"])
 
     def _turns_to_drop(self, turn: Turn, budget: int, room: int) -> int:
         """Return how many turns from the front must go; `room` is what history may have beside the new message."""
@@ -306,7 +326,7 @@ class Conversation:
     def _system_size(self) -> int:
         if self._system_tokens is not None:
             return self._system_tokens
-        return self._estimate(self._head())
+        return self._estimate(self._head(self._system_prompt))
 
     def _estimate(self, text: str) -> int:
         return self._ratio.likely(text)
@@ -327,8 +347,8 @@ class Conversation:
         if turn.tokens < 0:
             self._give_back(turn)
         turn.tokens += usage.completion_tokens
-        answer = len(turn.answer.encode())
-        self._ratio.learn(len(self._head().encode()) + self._history.bytes + turn.bytes - answer, usage.prompt_tokens)
+        text = len(self._head(self._system_prompt).encode()) + self._history.bytes + turn.bytes
+        self._ratio.learn(text - len(turn.answer.encode()), usage.prompt_tokens)
 
     def _give_back(self, turn: Turn) -> None:
         """Take from what had been held for more than it is: turns never counted, or the system prompt."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from llm_service.events import ServerEvent
 from llm_service.generation import GenerationRequest
+from llm_service.summary import Condensation
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,6 +12,15 @@ class Send:
     """Say this event to the client."""
 
     event: ServerEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Have the engine count this text's tokens, and feed the number into `counted`."""
+
+    response: int
+    model: str
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,4 +38,26 @@ class Stop:
     response: int
 
 
-Effect = Send | Generate | Stop
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Take note that so many tokens of history were dropped."""
+
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Warm:
+    """Have the engine read this prompt when no turn needs it; the newest one counts, and nothing comes of it."""
+
+    request: GenerationRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Condense:
+    """Ask the engine when no turn needs it, and feed all it says, or None, into `condensed`."""
+
+    job: Condensation
+    request: GenerationRequest
+
+
+Effect = Send | Count | Generate | Stop | Dropped | Warm | Condense

@@ -10,6 +10,8 @@
      │    ├── UnsupportedFrame
      │    ├── ResponseInProgress
      │    ├── ContextOverflow
+     │    ├── UnexpectedToolResult
+     │    ├── UnknownChunk
      │    ├── NoFirstMessage
      │    ├── Unauthorized
      │    ├── OriginNotAllowed
@@ -23,7 +25,9 @@
      │    ├── EngineTimeout
      │    ├── EngineRejected
      │    ├── ModelNotFound
-     │    └── GenerationFailed
+     │    ├── GenerationFailed
+     │    ├── ToolResultsOverdue
+     │    └── TooManyToolCalls
      ├── StartupError               the operator's fault: the service does not start
      │    ├── ConfigurationError
      │    ├── DeviceUnavailable
@@ -116,6 +120,18 @@ class ContextOverflow(ClientError):
     """The message does not fit into the context window, even without any history."""
 
     code = "context_overflow"
+
+
+class UnexpectedToolResult(ClientError):
+    """A result for a tool call that does not wait for one."""
+
+    code = "unexpected_tool_result"
+
+
+class UnknownChunk(ClientError):
+    """`played` names a chunk that was not sent."""
+
+    code = "unknown_chunk"
 
 
 class NoFirstMessage(ClientError):
@@ -220,6 +236,21 @@ class GenerationFailed(EngineError):
     """The engine failed while generating, or ended without saying why."""
 
     code = "generation_failed"
+
+
+class ToolResultsOverdue(EngineError):
+    """The results of tool calls did not come within TOOL_TIMEOUT."""
+
+    code = "tool_results_overdue"
+    category = "timeout"
+    severity = "low"
+
+
+class TooManyToolCalls(EngineError):
+    """The model asked for tools again and again instead of answering."""
+
+    code = "too_many_tool_calls"
+    severity = "medium"
 
 
 class StartupError(FastTalkError):

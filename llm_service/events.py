@@ -12,45 +12,17 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from llm_service.errors import Category, FastTalkError, Severity
+from llm_service.session_config import SessionConfig
 
 MAX_INTEGER = 10**18
 
 # ---------------------------------------------------------------------------------------------------------
 # Client to server
 
-OptionalEvent = Literal["response_started", "thinking", "queued", "context"]
-OnBusy = Literal["reject", "interrupt", "queue"]
-StopSequence = Annotated[str, Field(min_length=1, max_length=100)]
-
 
 class _ClientModel(BaseModel):
     # Unknown fields of a message are left for newer clients; a configuration refuses them.
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
-
-
-class SessionConfig(BaseModel):
-    """What a client may choose for its session; what it leaves out, or gives as null, is the service's default."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-
-    system_prompt: str | None = Field(None, max_length=32_768, description="stands before the conversation")
-    model: str | None = Field(None, min_length=1, max_length=512, description="one of the models the service offers")
-    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False, description="0: the likeliest token")
-    top_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False, description="nucleus sampling")
-    top_k: int | None = Field(None, ge=1, le=1000, description="choose among this many tokens")
-    max_tokens: int | None = Field(None, ge=1, le=1_000_000, description="longest answer, in tokens")
-    stop: Annotated[list[StopSequence], Field(max_length=16)] | None = Field(
-        None, description="texts that end the answer"
-    )
-    seed: int | None = Field(None, ge=0, le=4_294_967_295, description="same seed, same prompt: same answer")
-    context_window: int | None = Field(
-        None, ge=256, le=10_000_000, description="tokens of prompt and answer; at most the service's own"
-    )
-    think: bool | None = Field(None, description="whether a reasoning model reasons; null leaves it to the model")
-    on_busy: OnBusy | None = Field(None, description="what a user_message does while a response runs")
-    events: Annotated[list[OptionalEvent], Field(max_length=16)] | None = Field(
-        None, description="further server events this client understands"
-    )
 
 
 class StartSession(_ClientModel):
@@ -96,11 +68,48 @@ class UpdateConfig(_ClientModel):
     config: SessionConfig
 
 
-ClientEvent = Annotated[StartSession | UserMessage | Cancel | EndSession | UpdateConfig, Field(discriminator="type")]
-CLIENT_EVENTS: tuple[type[_ClientModel], ...] = (StartSession, UserMessage, Cancel, EndSession, UpdateConfig)
+class Played(_ClientModel):
+    """How much of the answer was really spoken: where it ends in the history if it is cut off there."""
+
+    type: Literal["played"] = "played"
+    chunk: Annotated[int, Field(ge=0, le=MAX_INTEGER)] | None = Field(
+        None, description="id of the chunk being played; none: chars count from the beginning of the answer"
+    )
+    chars: Annotated[int, Field(ge=0, le=MAX_INTEGER)] = Field(description="characters heard so far")
+
+
+class PartialMessage(_ClientModel):
+    """What the user is still saying: warms the engine's prompt cache where config.warm is set; not answered."""
+
+    type: Literal["partial_message"] = "partial_message"
+    text: str
+
+
+class ToolResult(_ClientModel):
+    """The result of a `tool_call`; the response goes on once all calls of it have theirs."""
+
+    type: Literal["tool_result"] = "tool_result"
+    id: Annotated[str, Field(max_length=128)] = Field(description="the call's")
+    content: str = Field(description="what the model is told: text, or JSON as text; of a failure its reason")
+
+
+ClientEvent = Annotated[
+    StartSession | UserMessage | Cancel | EndSession | UpdateConfig | Played | PartialMessage | ToolResult,
+    Field(discriminator="type"),
+]
+CLIENT_EVENTS: tuple[type[_ClientModel], ...] = (
+    StartSession,
+    UserMessage,
+    Cancel,
+    EndSession,
+    UpdateConfig,
+    Played,
+    PartialMessage,
+    ToolResult,
+)
 
 # The union as a type, for the functions that take one.
-ClientMessage = StartSession | UserMessage | Cancel | EndSession | UpdateConfig
+ClientMessage = StartSession | UserMessage | Cancel | EndSession | UpdateConfig | Played | PartialMessage | ToolResult
 
 # ---------------------------------------------------------------------------------------------------------
 # Server to client
@@ -156,6 +165,14 @@ class Queued(_ServerEvent, tag="queued"):
     id: str | None = None
 
 
+class ToolCall(_ServerEvent, tag="tool_call"):
+    """The model asks for a tool of config.tools; answer with `tool_result` by this id. The response goes on then."""
+
+    id: str
+    name: str
+    arguments: dict[str, Any]
+
+
 class ContextUse(msgspec.Struct):
     """`used` of `limit` tokens of the window, prompt and answer; `dropped` turns so far in this session."""
 
@@ -173,7 +190,11 @@ class Context(_ServerEvent, tag="context"):
 
 
 class ResponseStats(msgspec.Struct, omit_defaults=True):
-    """Of one response. Token counts are the engine's; `estimated` marks those of an engine that does not count."""
+    """Of one response. Token counts are the engine's; `estimated` marks those of an engine that does not count.
+
+    `cached_tokens` of the prompt's were in the engine's cache; `prompt_ms` is what it took to read the others.
+    Neither is there where the engine does not tell.
+    """
 
     tokens_generated: int
     processing_time_ms: float
@@ -183,6 +204,7 @@ class ResponseStats(msgspec.Struct, omit_defaults=True):
     time_to_first_token_ms: float | None
     context: ContextUse
     cached_tokens: int | None = None
+    prompt_ms: float | None = None
     estimated: bool = False
 
 
@@ -252,6 +274,7 @@ ServerEvent = (
     | Token
     | Thinking
     | Queued
+    | ToolCall
     | Context
     | ResponseComplete
     | Cancelled
@@ -265,6 +288,7 @@ SERVER_EVENTS: tuple[type[_ServerEvent], ...] = (
     Token,
     Thinking,
     Queued,
+    ToolCall,
     Context,
     ResponseComplete,
     Cancelled,
@@ -287,18 +311,3 @@ def error_event(error: FastTalkError, *, id: str | None = None, terminal: bool =
         retry_after=error.retry_after,
     )
     return Error(error=body, id=id, terminal=terminal)
-
-
-def config_as_sent(config: SessionConfig) -> dict[str, Any]:
-    """Return the configuration with the keys the client gave, and no others."""
-    return config.model_dump(exclude_unset=True)
-
-
-def merge_config(old: SessionConfig, new: SessionConfig) -> SessionConfig:
-    """Return `old` with the keys that `new` gives; a null takes the service's default again."""
-    return old.model_copy(update={key: getattr(new, key) for key in new.model_fields_set})
-
-
-def wants(config: SessionConfig, event: OptionalEvent) -> bool:
-    """Whether the client asked for this optional event."""
-    return config.events is not None and event in config.events

@@ -19,12 +19,15 @@ from llm_service.errors import Category
 
 Outcome = Literal["finished", "cancelled", "failed"]
 TokenType = Literal["input", "output", "cached"]
+AsideKind = Literal["summary", "warm"]
+AsideOutcome = Literal["finished", "failed", "preempted"]
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 OTHER: Final = "other"
 SHED_REASONS: Final = ("max_connections", "queue_full", "shutting_down")
 MESSAGE_TYPES: Final = (
     "start_session", "user_message", "cancel", "end_session", "update_config", "played", "partial_message",
+    "tool_result",
 )  # fmt: skip
 
 # In seconds
@@ -105,6 +108,15 @@ class Metrics:
         """Count what was refused for lack of room, by the code of its error."""
         self._sheds.get(reason, self._sheds[OTHER]).inc()
 
+    def count_dropped(self, tokens: int) -> None:
+        """Count tokens of history that were dropped because the window has no room for them."""
+        self._dropped_tokens.inc(tokens)
+        self._trims.inc()
+
+    def count_aside(self, kind: AsideKind, outcome: AsideOutcome) -> None:
+        """Count a generation that no user waited for."""
+        self._asides[kind, outcome].inc()
+
     def count_message(self, message_type: str) -> None:
         """Count a message of a client, by the type it names."""
         self._messages.get(message_type, self._messages[OTHER]).inc()
@@ -159,6 +171,14 @@ class Metrics:
             return {value: family.labels(value) for value in (*values, OTHER)}
 
         self._tokens = counter("tokens", "Tokens as the engines count them", ("engine", "model", "token_type"))
+        self._dropped_tokens = counter("dropped_tokens", "Tokens of history that the window had no room for")
+        self._trims = counter("context_trims", "Times that turns were dropped from the front of a history")
+        asides = counter("asides", "Generations that no user waited for", ("kind", "outcome"))
+        self._asides = {
+            (kind, outcome): asides.labels(kind, outcome)
+            for kind in get_args(AsideKind)
+            for outcome in get_args(AsideOutcome)
+        }
         self.sessions = counter("sessions", "Sessions started")
         self.cancels = counter("cancels", "Responses stopped before their end, by their client or because it left")
         self.slow_clients = counter("slow_clients", "Clients cut off because they read too slowly")

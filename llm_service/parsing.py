@@ -17,14 +17,8 @@ from llm_service.errors import (
     InvalidMessage,
     UnknownMessageType,
 )
-from llm_service.events import (
-    CLIENT_EVENTS,
-    MAX_INTEGER,
-    ClientEvent,
-    ClientMessage,
-    SessionConfig,
-    UserMessage,
-)
+from llm_service.events import CLIENT_EVENTS, MAX_INTEGER, ClientEvent, ClientMessage, UserMessage
+from llm_service.session_config import SessionConfig
 
 MAX_DEPTH = 32
 # A message can be wrong in thousands of places; the answer is not to be longer than the message.
@@ -69,6 +63,8 @@ _WORDS = {
     "too_long": "must have at most {max_length} items",
     "model_type": "must be an object",
     "literal_error": "must be {expected}",
+    "string_pattern_mismatch": "must match {pattern}",
+    "value_error": "{error}",
     "greater_than_equal": "must be at least {ge}",
     "less_than_equal": "must be at most {le}",
 }
@@ -121,7 +117,8 @@ def _client_error(errors: list[ErrorDetails], message: dict[str, Any]) -> Client
 def _explain(path: tuple[str, ...], details: ErrorDetails) -> str:
     field = ".".join(_shorten(part) for part in path)
     if details["type"] == "extra_forbidden":
-        return f"{field}: unknown key; known are {', '.join(SessionConfig.model_fields)}"
+        known = f"; known are {', '.join(SessionConfig.model_fields)}" if len(path) == 2 else ""
+        return f"{field}: unknown key{known}"
     words = _WORDS.get(details["type"], "is not valid here")
     return f"{field}: {words.format_map(details.get('ctx', {}))}"
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from llm_service.events import ContextUse, ResponseStats
+from llm_service.events import ContextUse, ResponseStats, UserMessage
 from llm_service.generation import Finish, Usage
 
 
@@ -14,29 +14,57 @@ class Response:
     id: str | None
     started_at: float
     first_token_at: float | None = None
-    pieces: list[str] = field(default_factory=list)
-    times: list[float] = field(default_factory=list)  # of every delta, reasoning included
+    pieces: list[str] = field(default_factory=list)  # since the last tools were asked for
+    times: list[float] = field(default_factory=list)  # of every delta since then, reasoning included
+    interrupted: bool = False
+    retried: bool = False
+    heard: int | None = None  # characters of the whole answer that were played; None: nobody told
+    uncounted: UserMessage | None = None  # what it answers, while the engine counts its tokens
+    tools_at: float | None = None  # when tools were asked for whose results are awaited
+    steps: int = 0  # times that tools were asked for
+    earlier_chars: int = 0
+    earlier_deltas: int = 0
+    earlier_tokens: int = 0
 
     @property
     def text(self) -> str:
-        """The answer so far, without the reasoning."""
+        """The answer so far, without the reasoning, from the last results of tools on."""
         return "".join(self.pieces)
+
+    @property
+    def kept(self) -> str:
+        """As much of `text` as stays in the history if it ends here: what was heard, or else what was sent."""
+        return self.text if self.heard is None else self.text[: max(0, self.heard - self.earlier_chars)]
 
     @property
     def deltas(self) -> int:
         """How many deltas came."""
-        return len(self.times)
+        return self.earlier_deltas + len(self.times)
+
+    def measure(self, times: list[float]) -> None:
+        """Take the list that the next generation's times are put into."""
+        self.earlier_deltas += len(self.times)
+        self.times = times
+
+    def step(self, usage: Usage | None, now: float) -> None:
+        """Take note that what was said so far is followed by calls of tools."""
+        self.earlier_chars += len(self.text)
+        self.earlier_tokens += usage.completion_tokens if usage is not None else len(self.times)
+        self.pieces = []
+        self.steps += 1
+        self.tools_at = now
 
     def stats(self, finish: Finish, now: float, *, context_window: int, dropped_turns: int) -> ResponseStats:
         """Return the figures of `response_complete`."""
         seconds = now - self.started_at
         usage, first = finish.usage, self.first_token_at
         # An engine that does not count leaves the number of deltas, marked as an estimate.
-        counted = usage or Usage(prompt_tokens=0, completion_tokens=self.deltas)
+        counted = usage or Usage(prompt_tokens=0, completion_tokens=len(self.times))
+        tokens = self.earlier_tokens + counted.completion_tokens
         return ResponseStats(
-            tokens_generated=counted.completion_tokens,
+            tokens_generated=tokens,
             processing_time_ms=round(seconds * 1000, 3),
-            tokens_per_second=round(counted.completion_tokens / seconds, 3) if seconds > 0 else 0.0,
+            tokens_per_second=round(tokens / seconds, 3) if seconds > 0 else 0.0,
             finish_reason="length" if finish.reason == "length" else "stop",
             prompt_tokens=counted.prompt_tokens,
             time_to_first_token_ms=None if first is None else round((first - self.started_at) * 1000, 3),
@@ -46,5 +74,6 @@ class Response:
                 dropped=dropped_turns,
             ),
             cached_tokens=counted.cached_tokens,
+            prompt_ms=None if counted.prompt_seconds is None else round(counted.prompt_seconds * 1000, 3),
             estimated=usage is None,
         )

@@ -22,6 +22,7 @@ from llm_service.engines import OpenedEngine, open_engine
 from llm_service.engines.base import Engine
 from llm_service.events import ErrorBody
 from llm_service.generation import SamplingParams
+from llm_service.idle_work import IdleWork
 from llm_service.metrics import Metrics, shared_registry
 from llm_service.session_defaults import SessionDefaults
 from llm_service.session_manager import SessionManager
@@ -65,6 +66,7 @@ class Service:
             max_invalid_messages=settings.max_invalid_messages,
         )
         self.connections: set[Connection] = set()
+        self.idle_work = IdleWork()
         self.empty = asyncio.Event()
         self.empty.set()
         self.started_at = monotonic()
@@ -198,4 +200,11 @@ class Service:
             system_prompt=settings.system_prompt,
             max_history_messages=settings.max_history_length,
             max_queued_messages=settings.max_queued_messages,
+            low_water=settings.context_low_water,
+            high_water=settings.context_high_water,
+            context_strategy=settings.context_strategy,
+            summary_max_tokens=settings.summary_max_tokens,
+            warm=settings.warm_prompts,
+            tool_timeout=settings.tool_timeout,
+            counts_tokens=opened.counts_tokens,
         )

@@ -14,18 +14,37 @@ delivers for an ended response is ignored by its number.
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import msgspec
 
 from llm_service import events
-from llm_service.conversation import Conversation
-from llm_service.effects import Effect, Generate, Send, Stop
-from llm_service.errors import ContextOverflow, FastTalkError, QueueFull, ResponseInProgress
-from llm_service.events import SessionConfig, Thinking, Token
-from llm_service.generation import Delta, Finish, GenerationRequest, TakeDelta
+from llm_service.conversation import Conversation, Prompt
+from llm_service.counters import Counters
+from llm_service.effects import Condense, Count, Dropped, Effect, Generate, Send, Stop, Warm
+from llm_service.errors import (
+    ContextOverflow,
+    FastTalkError,
+    QueueFull,
+    ResponseInProgress,
+    ToolResultsOverdue,
+    TooManyToolCalls,
+    UnexpectedToolResult,
+    UnknownChunk,
+)
+from llm_service.events import Thinking, Token
+from llm_service.generation import Delta, Finish, GenerationRequest, Message, SamplingParams, TakeDelta
 from llm_service.response import Response
+from llm_service.session_config import SessionConfig, config_as_sent, merge_config, wants
 from llm_service.session_defaults import SessionDefaults
+from llm_service.summary import Condensation, cleaned, condensation
+
+# Times that a model may ask for tools before it answers.
+MAX_TOOL_STEPS = 16
+# Summaries that come to nothing, in a row, before what they were to stand for is let go.
+MAX_FAILED_SUMMARIES = 3
+# Share of the high mark past which history is condensed between turns, before a turn has to drop it.
+EARLY = 0.8
 
 UNKNOWN_SESSION = "the session is not known here; this is a new one"
 
@@ -34,19 +53,6 @@ class SessionState(enum.Enum):
     NEW = "new"
     ACTIVE = "active"
     ENDED = "ended"
-
-
-@dataclass(slots=True)
-class Counters:
-    """What the sessions of one connection did; the service's totals are sums of these."""
-
-    messages_received: int = 0
-    messages_sent: int = 0
-    tokens_generated: int = 0
-    generations_completed: int = 0
-    generations_cancelled: int = 0
-    errors: int = 0
-    turns: int = 0
 
 
 class Session:
@@ -58,10 +64,15 @@ class Session:
 
     __slots__ = (
         "_active_at",
+        "_condensed",
+        "_condensing",
         "_config",
         "_conversation",
         "_counters_before",
         "_defaults",
+        "_dropped_before",
+        "_ended",
+        "_failed_summaries",
         "_greeted",
         "_last_response",
         "_new_id",
@@ -80,6 +91,12 @@ class Session:
         self._greeted = False
         self._response: Response | None = None
         self._last_response = 0
+        self._ended: Response | None = None  # the newest one that has ended, while its turn is the newest
+        self._condensing: Condensation | None = None
+        self._condensed: tuple[Condensation, str] | None = None  # what came of it while a response ran
+        self._failed_summaries = 0  # in a row
+        self._dropped_before = 0  # tokens that were told of
+        self._conversation = self._new_conversation()
         self._refusing: FastTalkError | None = None
         self._queue: list[events.UserMessage] = []
         self.counters = Counters()
@@ -131,7 +148,7 @@ class Session:
             tokens_generated=counters.tokens_generated - before.tokens_generated,
             generations_completed=counters.generations_completed - before.generations_completed,
             errors_count=counters.errors - before.errors,
-            config=events.config_as_sent(self._config),
+            config=config_as_sent(self._config),
         )
 
     # Events in
@@ -158,6 +175,12 @@ class Session:
                 return self._cancel()
             case events.EndSession():
                 return self._end(now, "end_session")
+            case events.Played():
+                return self._played(event)
+            case events.PartialMessage():
+                return self._partial_message(event)
+            case events.ToolResult():
+                return self._tool_result(event)
 
     def reject(self, error: FastTalkError, now: float) -> list[Effect]:
         """Answer a message that could not be read; nothing else changes."""
@@ -177,7 +200,7 @@ class Session:
         `times` gets the time of each delta.
         """
         if self._response is not None and self._response.number == number:
-            self._response.times = times
+            self._response.measure(times)
 
         def take(delta: Delta) -> None:
             response = self._response
@@ -186,7 +209,7 @@ class Session:
             now = clock()
             times.append(now)
             if delta.thinking:
-                if events.wants(self._config, "thinking"):
+                if wants(self._config, "thinking"):
                     send(Thinking(data=delta.text))
                 return
             if response.first_token_at is None:
@@ -196,13 +219,25 @@ class Session:
 
         return take
 
+    def counted(self, number: int, tokens: int | None, now: float) -> list[Effect]:
+        """Take the engine's count of the running response's message; None: it could not count after all."""
+        response = self._response
+        if response is None or response.number != number or response.uncounted is None:
+            return []
+        message, response.uncounted = response.uncounted, None
+        return self._ask(response, message, now, tokens)
+
     def finished(self, number: int, finish: Finish, now: float) -> list[Effect]:
-        """Take the end of a generation."""
-        response = self._take_response(number)
-        if response is None:
+        """Take the end of a generation: of the response, unless the model asked for tools."""
+        response = self._response
+        if response is None or response.number != number:
             return []
         self._active_at = now
+        if finish.tool_calls:
+            return self._ask_tools(response, finish, now)
+        self._response = None
         self._conversation.commit(response.text, usage=finish.usage)
+        self._ended = response
         stats = response.stats(
             finish,
             now,
@@ -212,25 +247,52 @@ class Session:
         self.counters.tokens_generated += stats.tokens_generated
         self.counters.generations_completed += 1
         effects: list[Effect] = [Send(events.ResponseComplete(stats=stats, id=response.id))]
-        if events.wants(self._config, "context"):
+        if wants(self._config, "context"):
             use = stats.context
             effects.append(Send(events.Context(used=use.used, limit=use.limit, dropped=use.dropped)))
-        return effects + self._next(now)
+        return effects + self._settle() + self._next(now)
 
     def failed(self, number: int, error: FastTalkError, now: float) -> list[Effect]:
-        """Take the failure of a generation: the turn is undone, the session goes on."""
-        response = self._take_response(number)
-        if response is None:
+        """Take the failure of a generation: the turn is undone, the session goes on.
+
+        A prompt that the engine found too long is tried once more, with less history.
+        """
+        response = self._response
+        if response is None or response.number != number:
             return []
         self._active_at = now
-        if isinstance(error, ContextOverflow):
-            self._conversation.retry(
-                context_window=self._defaults.window_for(self._config),
-                max_tokens=self._defaults.sampling_for(self._config).max_tokens,
+        if isinstance(error, ContextOverflow) and not response.deltas and not response.retried:
+            response.retried = True
+            sampling = self._defaults.sampling_for(self._config)
+            shorter = self._conversation.retry(
+                context_window=self._defaults.window_for(self._config), max_tokens=sampling.max_tokens
             )
+            if shorter is not None:
+                return [self._generate(response, shorter)]
+        self._response = None
         self._conversation.rollback()
         self.counters.turns -= 1
-        return [self._error(error, id=response.id, terminal=True), *self._next(now)]
+        return [self._error(error, id=response.id, terminal=True), *self._settle(), *self._next(now)]
+
+    def overdue(self, now: float) -> list[Effect]:
+        """Fail the response whose tool results do not come."""
+        response = self._response
+        if response is None or response.tools_at is None or now - response.tools_at <= self._defaults.tool_timeout:
+            return []
+        error = ToolResultsOverdue(
+            f"no tool_result came within {self._defaults.tool_timeout:g} seconds; the turn is undone, send it again"
+        )
+        return self.failed(response.number, error, now)
+
+    def condensed(self, job: Condensation, text: str | None) -> list[Effect]:
+        """Take what the engine made of dropped turns; None: nothing. It counts only for the history it was made of."""
+        if job is not self._condensing:
+            return []
+        self._condensing = None
+        self._condensed = (job, text or "")
+        if self._response is None:
+            self._take_summary()
+        return []
 
     def expire(self, now: float) -> list[Effect]:
         """End the session because its client has been silent for too long; there may be none to end."""
@@ -293,19 +355,20 @@ class Session:
             error = QueueFull(f"{limit} messages wait already; send this one again after a response")
             return [self._error(error, id=event.id)]
         self._queue.append(event)
-        if not events.wants(self._config, "queued"):
+        if not wants(self._config, "queued"):
             return []
         return [Send(events.Queued(position=len(self._queue), id=event.id))]
 
     def _update_config(self, event: events.UpdateConfig, now: float) -> list[Effect]:
         effects = self._ensure_active(now)
-        config = events.merge_config(self._config, event.config)
+        config = merge_config(self._config, event.config)
         if (error := self._defaults.refusal(config)) is not None:
             return [*effects, self._error(error)]
         self._set_config(config)
         return [*effects, self._configured(event.config)]
 
     def _cancel(self) -> list[Effect]:
+        self._cut_short()
         return self._stop_all() or [Send(events.Cancelled(success=False))]
 
     def _end(self, now: float, reason: events.EndReason) -> list[Effect]:
@@ -313,41 +376,150 @@ class Session:
         self._state = SessionState.ENDED
         return [*effects, Send(events.SessionEnded(stats=self.stats(now), reason=reason))]
 
+    def _played(self, event: events.Played) -> list[Effect]:
+        if event.chunk is not None:
+            error = UnknownChunk("no chunk was sent; leave it out, and chars count from the beginning of the answer")
+            return [self._error(error)]
+        response = self._response or self._ended
+        if response is not None:
+            response.heard = event.chars
+            if response.interrupted:
+                self._conversation.cut(response.kept)
+        return []
+
+    def _partial_message(self, event: events.PartialMessage) -> list[Effect]:
+        idle = self._state is SessionState.ACTIVE and self._response is None and self._refusing is None
+        if not (idle and event.text.strip() and self._defaults.warms(self._config)):
+            return []
+        sampling = self._defaults.sampling_for(self._config)
+        messages = self._conversation.peek(
+            event.text, context_window=self._defaults.window_for(self._config), max_tokens=sampling.max_tokens
+        )
+        if messages is None:
+            return []  # the real message will begin otherwise
+        return [Warm(self._request(messages, msgspec.structs.replace(sampling, max_tokens=1)))]
+
+    def _tool_result(self, event: events.ToolResult) -> list[Effect]:
+        response = self._response
+        if response is None or response.tools_at is None:
+            return [self._error(UnexpectedToolResult("no tool call waits for a result"))]
+        try:
+            whole = self._conversation.tool_result(event.id, event.content)
+        except KeyError:
+            return [self._error(UnexpectedToolResult("no tool call of this id waits for a result"))]
+        if not whole:
+            return []
+        response.tools_at = None
+        return [self._generate(response, self._conversation.go_on())]
+
     # Responses
 
     def _respond(self, message: events.UserMessage, now: float) -> list[Effect]:
-        sampling = self._defaults.sampling_for(self._config)
+        response = Response(number=self._last_response + 1, id=message.id, started_at=now)
+        if self._defaults.counts_tokens and self._conversation.needs_count(
+            message.text,
+            context_window=self._defaults.window_for(self._config),
+            max_tokens=self._defaults.sampling_for(self._config).max_tokens,
+        ):
+            self._response = response
+            self._last_response = response.number
+            response.uncounted = message
+            return [Count(response.number, self._defaults.model_for(self._config), message.text)]
+        return self._ask(response, message, now, None)
+
+    def _ask(self, response: Response, message: events.UserMessage, now: float, tokens: int | None) -> list[Effect]:
+        self._response = None
         window = self._defaults.window_for(self._config)
         try:
             prompt = self._conversation.begin(
                 message.text,
                 context_window=window,
-                max_tokens=sampling.max_tokens,
+                max_tokens=self._defaults.sampling_for(self._config).max_tokens,
                 engine_counts=window == self._defaults.context_window,
+                tokens=tokens,
             )
         except FastTalkError as error:
-            return [self._error(error, id=message.id, terminal=True)]
+            return [self._error(error, id=message.id, terminal=True), *self._next(now)]
+        self._response = response
+        self._last_response = response.number
+        self._ended = None
+        self.counters.turns += 1
+        effects: list[Effect] = []
+        if wants(self._config, "response_started"):
+            effects.append(Send(events.ResponseStarted(id=message.id)))
+        return [*effects, self._generate(response, prompt)]
+
+    def _generate(self, response: Response, prompt: Prompt) -> Generate:
+        sampling, window = self._defaults.sampling_for(self._config), self._defaults.window_for(self._config)
         if window < self._defaults.context_window:
             # The engine has a larger window, and would go on into it.
             room = max(1, window - prompt.tokens)
             sampling = msgspec.structs.replace(sampling, max_tokens=min(sampling.max_tokens, room))
-        self._last_response += 1
-        self._response = Response(number=self._last_response, id=message.id, started_at=now)
-        self.counters.turns += 1
-        request = GenerationRequest(
+        return Generate(response.number, self._request(prompt.messages, sampling))
+
+    def _request(self, messages: tuple[Message, ...], sampling: SamplingParams) -> GenerationRequest:
+        return GenerationRequest(
             model=self._defaults.model_for(self._config),
-            messages=prompt.messages,
+            messages=messages,
             sampling=sampling,
             # The session's own window bounds its prompts; the engine is told the same for everyone, since
             # another number makes Ollama load the model anew.
             context_window=self._defaults.context_window,
             think=self._config.think,
             session_id=self.id,
+            tools=self._defaults.tools_for(self._config),
         )
+
+    def _ask_tools(self, response: Response, finish: Finish, now: float) -> list[Effect]:
+        if response.steps >= MAX_TOOL_STEPS:
+            error = TooManyToolCalls(f"the model asked for tools {MAX_TOOL_STEPS} times and did not answer")
+            return self.failed(response.number, error, now)
+        self._conversation.ask_tools(response.text, finish.tool_calls)
+        response.step(finish.usage, now)
+        return [
+            Send(events.ToolCall(id=call.id, name=call.name, arguments=msgspec.json.decode(call.arguments)))
+            for call in finish.tool_calls
+        ]
+
+    def _settle(self) -> list[Effect]:
+        """After a turn: tell what was dropped, and see to it that it is condensed."""
         effects: list[Effect] = []
-        if events.wants(self._config, "response_started"):
-            effects.append(Send(events.ResponseStarted(id=message.id)))
-        return [*effects, Generate(self._last_response, request)]
+        conversation = self._conversation
+        self._take_summary()
+        if self._condensing is None and self._state is SessionState.ACTIVE:
+            effects += self._condense()
+        if conversation.dropped_tokens != self._dropped_before:
+            effects.insert(0, Dropped(conversation.dropped_tokens - self._dropped_before))
+            self._dropped_before = conversation.dropped_tokens
+        return effects
+
+    def _take_summary(self) -> None:
+        if self._condensed is None:
+            return
+        job, text = self._condensed
+        self._condensed = None
+        summary = cleaned(text, job, max_tokens=self._defaults.summary_max_tokens)
+        self._failed_summaries = (
+            0 if summary and self._conversation.condensed(job, summary) else (self._failed_summaries + 1)
+        )
+        if self._failed_summaries >= MAX_FAILED_SUMMARIES:
+            self._failed_summaries = 0
+            self._conversation.dropped.clear()
+
+    def _condense(self) -> list[Effect]:
+        if not self._defaults.summarizes(self._config):
+            return []
+        conversation, window = self._conversation, self._defaults.window_for(self._config)
+        sampling, longest = self._defaults.sampling_for(self._config), self._defaults.summary_max_tokens
+        conversation.shed(EARLY, context_window=window, max_tokens=sampling.max_tokens)
+        job = condensation(conversation.dropped, conversation.summary, room=window - longest, max_tokens=longest)
+        if job is None:
+            conversation.dropped.clear()  # the window has no room to read them in
+            return []
+        self._condensing = job
+        sampling = SamplingParams(temperature=0.0, top_p=1.0, top_k=1, max_tokens=longest)
+        request = msgspec.structs.replace(self._request(job.messages, sampling), think=False, tools=(), session_id="")
+        return [Condense(job, request)]
 
     def _next(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
@@ -356,14 +528,27 @@ class Session:
         return effects
 
     def _interrupt(self) -> list[Effect]:
-        """Stop the running response, if any; what the client was sent of it stays in the history."""
+        """Stop the running response, if any; what the client was sent of it, or heard, stays in the history."""
         response, self._response = self._response, None
         if response is None:
             return []
-        self._conversation.commit(response.text, interrupted=True)
         self.counters.generations_cancelled += 1
+        if response.uncounted is not None:
+            # The engine was still counting the message's tokens: no turn is open.
+            return [Stop(response.number)]
+        self._conversation.commit(response.kept, interrupted=True)
+        response.interrupted = True
+        self._ended = response
         self.counters.tokens_generated += response.deltas  # the engine was not asked for its count
-        return [Stop(response.number)]
+        return [Stop(response.number), *self._settle()]
+
+    def _cut_short(self) -> None:
+        """Take the end of a playback for the end of an answer that was whole already."""
+        response = self._ended
+        if response is not None and not response.interrupted and response.heard is not None:
+            response.interrupted = len(response.kept) < len(response.text)
+            if response.interrupted:
+                self._conversation.cut(response.kept)
 
     def _stop_all(self) -> list[Effect]:
         """Stop the running response and forget the waiting messages; [] when there was neither."""
@@ -374,13 +559,6 @@ class Session:
         if effects:
             effects.append(Send(events.Cancelled(success=True, id=id_, dropped=waiting)))
         return effects
-
-    def _take_response(self, number: int) -> Response | None:
-        response = self._response
-        if response is None or response.number != number:
-            return None
-        self._response = None
-        return response
 
     # State
 
@@ -393,8 +571,19 @@ class Session:
                 self.counters, messages_received=max(0, self.counters.messages_received - 1)
             )
         self._active_at = now
-        self._conversation = Conversation(max_messages=self._defaults.max_history_messages)
+        self._ended = None
+        self._condensing = None
+        self._condensed = None
+        self._dropped_before = 0
+        self._conversation = self._new_conversation()
         self._set_config(config)
+
+    def _new_conversation(self) -> Conversation:
+        return Conversation(
+            max_messages=self._defaults.max_history_messages,
+            low_water=self._defaults.low_water,
+            high_water=self._defaults.high_water,
+        )
 
     def _ensure_active(self, now: float) -> list[Effect]:
         """Start a session with the defaults for a client that did not."""
@@ -419,7 +608,7 @@ class Session:
 
     def _configured(self, config: SessionConfig, *, resume_refused: bool = False) -> Send:
         configured = events.SessionConfigured(
-            config=events.config_as_sent(config),
+            config=config_as_sent(config),
             provider=self._defaults.provider,
             resumed=False if resume_refused else None,
             reason=UNKNOWN_SESSION if resume_refused else None,
@@ -429,6 +618,7 @@ class Session:
     def _set_config(self, config: SessionConfig) -> None:
         self._config = config
         self._conversation.set_system_prompt(self._defaults.system_prompt_for(config))
+        self._conversation.keep_dropped = self._defaults.summarizes(config)
 
     def _error(self, error: FastTalkError, *, id: str | None = None, terminal: bool = False) -> Send:  # noqa: A002
         self.counters.errors += 1

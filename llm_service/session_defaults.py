@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from llm_service.errors import InvalidConfig
-from llm_service.events import SessionConfig
-from llm_service.generation import SamplingParams
+from llm_service.generation import SamplingParams, Tool
+from llm_service.session_config import ContextStrategy, SessionConfig, tools_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,7 +12,9 @@ class SessionDefaults:
     """The service's own choices; a session's configuration is laid over them.
 
     `models` are those a client may ask for. `context_window`, in tokens, is the one the engine is told and
-    the largest a session may have.
+    the largest a session may have. `low_water` and `high_water` are shares of a prompt's room; `warm` whether
+    partial messages warm the prompt cache; `counts_tokens` whether the engine counts the tokens of a text.
+    `tool_timeout` is in seconds.
     """
 
     provider: str
@@ -23,6 +25,13 @@ class SessionDefaults:
     system_prompt: str
     max_history_messages: int
     max_queued_messages: int
+    low_water: float = 0.5
+    high_water: float = 1.0
+    context_strategy: ContextStrategy = "trim"
+    summary_max_tokens: int = 256
+    warm: bool = False
+    tool_timeout: float = 60.0
+    counts_tokens: bool = False
 
     def refusal(self, config: SessionConfig) -> InvalidConfig | None:
         """Return why the configuration cannot be had on this service, or None if it can."""
@@ -55,3 +64,15 @@ class SessionDefaults:
             stop=tuple(config.stop or ()),
             seed=config.seed,
         )
+
+    def summarizes(self, config: SessionConfig) -> bool:
+        """Return whether what is dropped is condensed."""
+        return (config.context_strategy or self.context_strategy) == "summarize"
+
+    def warms(self, config: SessionConfig) -> bool:
+        """Return whether partial messages warm the engine's prompt cache."""
+        return self.warm if config.warm is None else config.warm
+
+    def tools_for(self, config: SessionConfig) -> tuple[Tool, ...]:
+        """Return the functions the model may ask for."""
+        return tools_of(config)

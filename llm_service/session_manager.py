@@ -5,8 +5,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import get_args
 
+from llm_service.counters import Counters
 from llm_service.errors import Category, TooManyConnections
-from llm_service.session import Counters, Session, SessionState
+from llm_service.session import Session, SessionState
 from llm_service.session_defaults import SessionDefaults
 
 RECENT_ERRORS = 10

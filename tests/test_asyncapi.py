@@ -28,11 +28,12 @@ SAMPLES: list[events.ServerEvent] = [
     events.Thinking(data="hm"),
     events.Queued(position=1),
     events.Queued(position=1, id="u"),
+    events.ToolCall(id="c", name="add", arguments={"a": [1]}),
     events.Context(used=1, limit=2, dropped=0),
     events.ResponseComplete(stats=STATS),
     events.ResponseComplete(
         stats=events.ResponseStats(
-            1, 2.5, 3.5, "length", 4, 9.5, events.ContextUse(5, 8192, 0), cached_tokens=0, estimated=True
+            1, 2.5, 3.5, "length", 4, 9.5, events.ContextUse(5, 8192, 0), cached_tokens=0, prompt_ms=1.5, estimated=True
         ),
         id="u",
     ),
@@ -60,6 +61,24 @@ MESSAGES: list[Any] = [
     {"type": "user_message", "text": ""},
     {"type": "user_message", "text": 5},
     {"type": "user_message"},
+    {
+        "type": "start_session",
+        "config": {
+            "tools": [
+                {
+                    "type": "function",
+                    "function": {"name": "add", "description": "adds", "parameters": {"type": "object"}},
+                }
+            ],
+            "warm": True,
+        },
+    },
+    {"type": "start_session", "config": {"tools": [{"type": "function", "function": {"name": "a b"}}]}},
+    {"type": "played", "chars": 3},
+    {"type": "played", "chunk": -1, "chars": 3},
+    {"type": "partial_message", "text": "he"},
+    {"type": "tool_result", "id": "c", "content": "4"},
+    {"type": "tool_result", "id": "c"},
     {"type": "cancel"},
     {"type": "end_session"},
     {"type": "update_config", "config": {}},

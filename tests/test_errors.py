@@ -28,7 +28,11 @@ CODES = {
     "ShuttingDown": "shutting_down",
     "TooManyConnections": "max_connections",
     "TooManyInvalidMessages": "too_many_invalid_messages",
+    "TooManyToolCalls": "too_many_tool_calls",
+    "ToolResultsOverdue": "tool_results_overdue",
     "Unauthorized": "unauthorized",
+    "UnexpectedToolResult": "unexpected_tool_result",
+    "UnknownChunk": "unknown_chunk",
     "UnknownMessageType": "unknown_message_type",
     "UnsupportedFrame": "unsupported_frame",
 }

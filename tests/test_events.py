@@ -5,7 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from llm_service import errors, events
-from llm_service.events import SessionConfig
+from llm_service.session_config import SessionConfig, config_as_sent, merge_config, wants
 
 STATS: dict[str, Any] = {
     "tokens_generated": 12,
@@ -50,6 +50,10 @@ SHORT: list[tuple[events.ServerEvent, dict[str, Any]]] = [
     (events.Thinking(data="hm"), {"type": "thinking", "data": "hm"}),
     (events.Queued(position=1), {"type": "queued", "position": 1}),
     (
+        events.ToolCall(id="c", name="add", arguments={"a": 1}),
+        {"type": "tool_call", "id": "c", "name": "add", "arguments": {"a": 1}},
+    ),
+    (
         events.Context(used=52, limit=8192, dropped=0),
         {"type": "context", "used": 52, "limit": 8192, "dropped": 0},
     ),
@@ -83,8 +87,8 @@ LONG: list[tuple[events.ServerEvent, dict[str, Any]]] = [
     (events.ResponseStarted(id="u-1"), {"id": "u-1"}),
     (events.Queued(position=2, id="u-1"), {"position": 2, "id": "u-1"}),
     (
-        events.ResponseComplete(stats=_response_stats(cached_tokens=0, estimated=True), id="u-1"),
-        {"id": "u-1", "stats": {**STATS, "cached_tokens": 0, "estimated": True}},
+        events.ResponseComplete(stats=_response_stats(cached_tokens=0, prompt_ms=1.5, estimated=True), id="u-1"),
+        {"id": "u-1", "stats": {**STATS, "cached_tokens": 0, "prompt_ms": 1.5, "estimated": True}},
     ),
     (events.Cancelled(success=True, id="u-1", dropped=2), {"success": True, "id": "u-1", "dropped": 2}),
     (
@@ -147,23 +151,23 @@ def test_error_event_carries_class_and_instance() -> None:
 
 def test_config_as_sent_has_the_given_keys_only() -> None:
     """What was not given is not said back; what was given as null is."""
-    assert {"top_k": 5, "model": None} == events.config_as_sent(SessionConfig(top_k=5, model=None))
-    assert {} == events.config_as_sent(SessionConfig())
+    assert {"top_k": 5, "model": None} == config_as_sent(SessionConfig(top_k=5, model=None))
+    assert {} == config_as_sent(SessionConfig())
 
 
 def test_merge_config_lays_new_over_old() -> None:
     """Given keys replace, keys not given stay, a null takes the default again."""
     old = SessionConfig(top_k=5, temperature=0.1, seed=1)
-    merged = events.merge_config(old, SessionConfig(temperature=1.0, seed=None))
+    merged = merge_config(old, SessionConfig(temperature=1.0, seed=None))
 
     assert SessionConfig(top_k=5, temperature=1.0) == merged
-    assert {"top_k": 5, "temperature": 1.0, "seed": None} == events.config_as_sent(merged)
+    assert {"top_k": 5, "temperature": 1.0, "seed": None} == config_as_sent(merged)
 
 
 def test_merge_config_leaves_both_as_they_were() -> None:
     """Configurations are values: merging changes neither."""
     old, new = SessionConfig(top_k=5), SessionConfig(top_k=6)
-    events.merge_config(old, new)
+    merge_config(old, new)
 
     assert (5, 6) == (old.top_k, new.top_k)
     with pytest.raises(ValidationError):
@@ -174,6 +178,6 @@ def test_wants() -> None:
     """Optional events are for clients that named them."""
     config = SessionConfig(events=["thinking"])
 
-    assert events.wants(config, "thinking")
-    assert not events.wants(config, "queued")
-    assert not events.wants(SessionConfig(), "thinking")
+    assert wants(config, "thinking")
+    assert not wants(config, "queued")
+    assert not wants(SessionConfig(), "thinking")

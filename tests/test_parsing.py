@@ -16,8 +16,8 @@ from llm_service.errors import (
     InvalidMessage,
     UnknownMessageType,
 )
-from llm_service.events import SessionConfig
 from llm_service.parsing import parse
+from llm_service.session_config import OnBusy, SessionConfig, config_as_sent
 
 FUZZ = 20 if os.environ.get("FASTTALK_FUZZ") == "1" else 1
 FULL_CONFIG: dict[str, Any] = {
@@ -32,8 +32,17 @@ FULL_CONFIG: dict[str, Any] = {
     "context_window": 8192,
     "think": False,
     "on_busy": "queue",
+    "context_strategy": "summarize",
+    "warm": True,
+    "tools": [
+        {"type": "function", "function": {"name": "add", "description": "adds", "parameters": {"type": "object"}}}
+    ],
     "events": ["thinking", "context"],
 }
+
+
+def _tool(**function: object) -> dict[str, object]:
+    return {"type": "function", "function": {"name": "add", **function}}
 
 
 def _refused(message: object) -> ClientError:
@@ -64,6 +73,10 @@ def _config(**config: object) -> dict[str, object]:
             events.UserMessage(text="日🙂", id="u"),
         ),
         ('{"type": "update_config", "config": {"seed": null}}', events.UpdateConfig(config=SessionConfig(seed=None))),
+        ('{"type": "played", "chars": 5}', events.Played(chars=5)),
+        ('{"type": "played", "chunk": 2, "chars": 5}', events.Played(chunk=2, chars=5)),
+        ('{"type": "partial_message", "text": ""}', events.PartialMessage(text="")),
+        ('{"type": "tool_result", "id": "c", "content": ""}', events.ToolResult(id="c", content="")),
         ('{"type": "cancel", "reason": "a newer client says more"}', events.Cancel()),
         ('{"type": "user_message", "type": "cancel"}', events.Cancel()),
     ],
@@ -87,7 +100,7 @@ def test_any_key_of_a_config_may_be_null(key: str) -> None:
     event = parse(json.dumps({"type": "update_config", "config": {key: None}}))
 
     assert isinstance(event, events.UpdateConfig)
-    assert {key: None} == events.config_as_sent(event.config)
+    assert {key: None} == config_as_sent(event.config)
 
 
 def test_whole_numbers_are_numbers() -> None:
@@ -188,7 +201,7 @@ def test_unknown_type(message: dict[str, object], shown: str) -> None:
     error = _refused(message)
 
     assert UnknownMessageType is type(error)
-    known = "cancel, end_session, start_session, update_config, user_message"
+    known = "cancel, end_session, partial_message, played, start_session, tool_result, update_config, user_message"
     assert f"unknown message type: {shown}; known are {known}" == error.message
 
 
@@ -218,6 +231,10 @@ def test_empty_message(message: dict[str, object]) -> None:
         ({"type": "start_session", "last_seq": "1"}, "last_seq: must be an integer"),
         ({"type": "start_session", "last_seq": True}, "last_seq: must be an integer"),
         ({"type": "start_session", "api_key": "k" * 513}, "api_key: must have at most 512 characters"),
+        ({"type": "played", "chars": -1}, "chars: must be at least 0"),
+        ({"type": "played", "chunk": "1"}, "chunk: must be an integer; chars: is missing"),
+        ({"type": "partial_message"}, "text: is missing"),
+        ({"type": "tool_result", "id": "x" * 129}, "id: must have at most 128 characters; content: is missing"),
         ({"type": "update_config"}, "config: is missing"),
         ({"type": "update_config", "config": None}, "config: must be an object"),
         (
@@ -267,6 +284,34 @@ INVALID_CONFIGS = [
     ("events", ["audio"], "config.events.0: must be 'response_started', 'thinking', 'queued' or 'context'"),
     ("events", ["thinking"] * 17, "config.events: must have at most 16 items"),
     ("events", {}, "config.events: must be an array"),
+    ("context_strategy", "forget", "config.context_strategy: must be 'trim' or 'summarize'"),
+    ("warm", 1, "config.warm: must be true or false"),
+    ("tools", {}, "config.tools: must be an array"),
+    ("tools", [_tool()] * 65, "config.tools: must have at most 64 items"),
+    ("tools", [{"type": "function"}], "config.tools.0.function: is missing"),
+    ("tools", [_tool(name="a b")], "config.tools.0.function.name: must match ^[a-zA-Z0-9_-]{1,64}$"),
+    ("tools", [_tool(strict=True)], "config.tools.0.function.strict: unknown key"),
+    (
+        "tools",
+        [_tool(description="x" * 4097)],
+        "config.tools.0.function.description: must have at most 4096 characters",
+    ),
+    (
+        "tools",
+        [_tool(parameters={"properties": {"a": {"pattern": "(a+)+$"}}})],
+        "config.tools.0.function.parameters: must not hold pattern; engines make grammars of it",
+    ),
+    (
+        "tools",
+        [_tool(parameters={"anyOf": [{"$ref": "#"}]})],
+        "config.tools.0.function.parameters: must not hold $ref; engines make grammars of it",
+    ),
+    (
+        "tools",
+        [_tool(parameters={"enum": ["x" * 100] * 170})],
+        "config.tools.0.function.parameters: must have at most 16384 bytes",
+    ),
+    ("tools", [_tool(), _tool()], "config.tools: must not name a function twice"),
 ]
 
 
@@ -298,7 +343,7 @@ def test_every_key_of_a_config_is_checked() -> None:
         ("model", ["x", "x" * 512]),
         ("stop", [[], ["x" * 100] * 16]),
         ("events", [[], ["thinking"] * 16]),
-        ("on_busy", list(get_args(events.OnBusy))),
+        ("on_busy", list(get_args(OnBusy))),
         ("think", [True, False]),
     ],
 )
@@ -307,7 +352,7 @@ def test_bounds_of_a_config_are_allowed(key: str, values: list[object]) -> None:
     for value in values:
         event = parse(json.dumps(_config(**{key: value})))
         assert isinstance(event, events.StartSession)
-        assert {key: value} == events.config_as_sent(event.config or SessionConfig())
+        assert {key: value} == config_as_sent(event.config or SessionConfig())
 
 
 def test_unknown_key_of_a_config() -> None:
@@ -435,4 +480,4 @@ def test_words_have_no_spare() -> None:
             parsing._client_event.validate_python(message)
         seen.update(details["type"] for details in caught.value.errors())
 
-    assert set(parsing._WORDS) == seen
+    assert set(parsing._WORDS) == seen - {"extra_forbidden"}

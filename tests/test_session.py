@@ -5,11 +5,21 @@ from typing import Any
 import pytest
 
 from llm_service import events
-from llm_service.effects import Effect, Generate, Send, Stop
+from llm_service.effects import Condense, Count, Dropped, Effect, Generate, Send, Stop, Warm
 from llm_service.errors import ContextOverflow, EngineTimeout, InvalidJSON
-from llm_service.events import Cancel, EndSession, SessionConfig, StartSession, UpdateConfig, UserMessage
-from llm_service.generation import Delta, Finish, GenerationRequest, SamplingParams, Usage
-from llm_service.session import Session, SessionState
+from llm_service.events import (
+    Cancel,
+    EndSession,
+    PartialMessage,
+    Played,
+    StartSession,
+    ToolResult,
+    UpdateConfig,
+    UserMessage,
+)
+from llm_service.generation import Delta, Finish, GenerationRequest, SamplingParams, ToolCall, Usage
+from llm_service.session import MAX_TOOL_STEPS, Session, SessionState
+from llm_service.session_config import SessionConfig, ToolSpec
 from llm_service.session_defaults import SessionDefaults
 from tests.sessions import say
 
@@ -244,20 +254,319 @@ def test_choices_reach_the_engine() -> None:
     assert ["hi"] == _texts(request)
 
 
-def test_an_engine_that_found_the_prompt_too_long_is_learnt_from() -> None:
-    """After the engine's context_overflow the same message is sent again with less of the history."""
-    session = _active(SessionConfig(max_tokens=10))
-    for _ in range(4):
+def _long(turns: int = 4, **more: Any) -> Session:
+    """A session with turns of about 200 tokens each."""
+    session = _session(**more)
+    session.receive(StartSession(config=SessionConfig(max_tokens=10)), 0.0)
+    for _ in range(turns):
         session.receive(UserMessage(text="a" * 600), 1.0)
         assert session.running is not None
         say(session, session.running, Delta("yes"), 1.5)
-        session.finished(session.running, Finish("stop"), 2.0)
-    first = _request(session.receive(UserMessage(text="b" * 300), 3.0))
-    assert session.running is not None
-    session.failed(session.running, ContextOverflow("too long"), 4.0)
-    second = _request(session.receive(UserMessage(text="b" * 300), 5.0))
+        session.finished(session.running, STOPPED, 2.0)
+    return session
 
+
+def test_an_overflow_is_tried_again_once_with_less_history() -> None:
+    """After the engine's context_overflow the same turn is asked again, shorter; a second one is told."""
+    session = _long()
+    first = _request(session.receive(UserMessage(text="b" * 300, id="u"), 3.0))
+    assert session.running is not None
+    second = _request(session.failed(session.running, ContextOverflow("too long"), 4.0))
     assert len(second.messages) < len(first.messages)
+    assert first.messages[-1] == second.messages[-1]
+
+    error = _error(session.failed(session.running, ContextOverflow("too long"), 5.0))
+    assert ("context_overflow", "u", True) == (error.error.code, error.id, error.terminal)
+    assert 4 == len(session.conversation.turns)
+
+
+def test_an_overflow_without_history_is_told_at_once() -> None:
+    """Where nothing can be left out, the error is the answer."""
+    session = _active()
+    session.receive(UserMessage(text="b", id="u"), 3.0)
+    error = _error(session.failed(1, ContextOverflow("too long"), 4.0))
+    assert ("context_overflow", True) == (error.error.code, error.terminal)
+    assert session.running is None
+
+
+def test_what_is_dropped_is_told() -> None:
+    """The stats, the context event and an effect for the metrics tell of turns that were dropped."""
+    session = _long()
+    session.receive(UpdateConfig(config=SessionConfig(events=["context"])), 2.5)
+    session.receive(UserMessage(text="b" * 1200), 3.0)
+    assert session.running is not None
+    effects = session.finished(session.running, Finish("stop", Usage(700, 3)), 4.0)
+    complete, context = _sent(effects)
+    assert isinstance(complete, events.ResponseComplete)
+    assert isinstance(context, events.Context)
+    assert complete.stats.context.dropped == context.dropped > 0
+    assert [Dropped(session.conversation.dropped_tokens)] == [e for e in effects if isinstance(e, Dropped)]
+
+
+# Counting
+
+
+def test_a_message_is_counted_where_it_decides() -> None:
+    """Where the engine can count, and a message might not leave room for the history, it is counted first."""
+    session = _session(counts_tokens=True)
+    session.receive(StartSession(), 0.0)
+    assert 2 == len(_request(session.receive(UserMessage(text="hello"), 1.0)).messages)
+    session.finished(1, STOPPED, 2.0)
+
+    effects = session.receive(UserMessage(text="7" * 900), 3.0)
+    assert [Count(2, "small", "7" * 900)] == effects
+    assert 2 == session.running
+    assert "hello\n" + "7" * 900 == _request(session.counted(2, 300, 3.1)).messages[-1].content
+    assert [] == session.counted(2, 300, 3.2)
+
+
+def test_a_message_that_is_counted_too_long_is_refused() -> None:
+    """The exact count of a message decides whether it fits; None leaves it to the estimate."""
+    session = _session(counts_tokens=True)
+    session.receive(StartSession(), 0.0)
+    session.receive(UserMessage(text="7" * 2000, id="u"), 3.0)
+    assert "context_overflow" == _error(session.counted(1, 2000, 3.1)).error.code
+    assert session.running is None
+    session.receive(UserMessage(text="7" * 2000), 4.0)
+    assert 2 == len(_request(session.counted(2, None, 4.1)).messages)
+
+
+def test_a_cancel_while_the_message_is_counted() -> None:
+    """It ends by cancelled, and the message was never part of the history."""
+    session = _session(counts_tokens=True)
+    session.receive(StartSession(), 0.0)
+    session.receive(UserMessage(text="7" * 900, id="u"), 3.0)
+    assert [Stop(1), Send(events.Cancelled(success=True, id="u"))] == session.receive(Cancel(), 3.1)
+    assert [] == session.counted(1, 900, 3.2)
+    assert () == session.conversation.turns
+
+
+# What was heard
+
+
+def test_an_interrupted_answer_ends_where_it_was_heard() -> None:
+    """With acks the history holds what was played; one that comes after the cancel counts, too."""
+    session = _busy()
+    say(session, 1, Delta("lo there"), 2.5)
+    assert [] == session.receive(Played(chars=7), 2.6)
+    session.receive(Cancel(), 3.0)
+    assert [("one", "Hello t", True)] == _history(session)
+    session.receive(Played(chars=9), 3.1)
+    assert [("one", "Hello the", True)] == _history(session)
+    session.receive(UserMessage(text="two"), 4.0)
+    session.receive(Played(chars=1), 4.1)
+    session.receive(Cancel(), 5.0)
+    assert [("one", "Hello the", True), ("two", "", True)] == _history(session)
+
+
+def test_a_playback_can_be_cancelled_after_the_answer() -> None:
+    """An answer that is whole, but was not heard to its end, ends in the history where the client cancels."""
+    session = _busy()
+    session.finished(1, STOPPED, 3.0)
+    session.receive(Played(chars=2), 3.1)
+    assert [("one", "Hel", False)] == _history(session)
+    assert [Send(events.Cancelled(success=False))] == session.receive(Cancel(), 3.2)
+    assert [("one", "He", True)] == _history(session)
+
+
+def test_an_answer_heard_whole_is_not_cut() -> None:
+    """A cancel after all was played changes nothing, nor does one without acks."""
+    for played in (3, 300, None):
+        session = _busy()
+        session.finished(1, STOPPED, 3.0)
+        if played is not None:
+            session.receive(Played(chars=played), 3.1)
+        session.receive(Cancel(), 3.2)
+        assert [("one", "Hel", False)] == _history(session)
+
+
+def test_unknown_chunk() -> None:
+    """A chunk that was never sent is an error; an ack of nothing is none."""
+    assert "unknown_chunk" == _error(_busy().receive(Played(chunk=3, chars=1), 2.5)).error.code
+    assert [] == _active().receive(Played(chars=1), 2.5)
+
+
+# Tools
+
+TOOLS = [ToolSpec.model_validate({"type": "function", "function": {"name": "add"}})]
+CALLS = (ToolCall("c-1", "add", '{"a": 1}'), ToolCall("c-2", "add", '{"a": 2}'))
+
+
+def _asking() -> Session:
+    session = _active(SessionConfig(tools=TOOLS))
+    request = _request(session.receive(UserMessage(text="one", id="u-1"), 1.0))
+    assert ["add"] == [tool.name for tool in request.tools]
+    say(session, 1, Delta("Hm. "), 2.0)
+    effects = session.finished(1, Finish("tool_calls", Usage(10, 4), CALLS), 2.5)
+    assert [
+        Send(events.ToolCall(id="c-1", name="add", arguments={"a": 1})),
+        Send(events.ToolCall(id="c-2", name="add", arguments={"a": 2})),
+    ] == effects
+    assert 1 == session.running
+    return session
+
+
+def test_a_response_goes_on_behind_its_tools() -> None:
+    """Once all results are there the engine goes on; one terminal event ends the whole, with the sum of tokens."""
+    session = _asking()
+    assert [] == session.receive(ToolResult(id="c-2", content="4"), 3.0)
+    request = _request(session.receive(ToolResult(id="c-1", content="2"), 3.1))
+    assert ["Be kind.", "one", "Hm. ", "2", "4"] == _texts(request)
+    say(session, 1, Delta("Six."), 3.5)
+    (complete,) = _sent(session.finished(1, Finish("stop", Usage(40, 3)), 4.0))
+    assert isinstance(complete, events.ResponseComplete)
+    assert (7, 40, "u-1") == (complete.stats.tokens_generated, complete.stats.prompt_tokens, complete.id)
+    assert ["Be kind.", "one", "Hm. ", "2", "4", "Six.", "two"] == _texts(
+        _request(session.receive(UserMessage(text="two"), 5.0))
+    )
+
+
+def test_a_cancelled_turn_holds_no_call_without_its_result() -> None:
+    """What was said stays, the calls do not; heard characters count from the beginning of the answer."""
+    session = _asking()
+    session.receive(ToolResult(id="c-1", content="2"), 3.0)
+    session.receive(Cancel(), 3.1)
+    request = _request(session.receive(UserMessage(text="two"), 4.0))
+    assert ["Be kind.", "one", "Hm. ", "two"] == _texts(request)
+    assert not any(message.tool_calls for message in request.messages)
+
+    session = _asking()
+    session.receive(ToolResult(id="c-1", content="2"), 3.0)
+    session.receive(ToolResult(id="c-2", content="4"), 3.0)
+    say(session, 1, Delta("Six."), 3.5)
+    session.receive(Played(chars=6), 3.6)
+    session.receive(Cancel(), 3.7)
+    assert ["Be kind.", "one", "Hm. ", "2", "4", "Si", "two"] == _texts(
+        _request(session.receive(UserMessage(text="two"), 5.0))
+    )
+
+
+@pytest.mark.parametrize("call", ["c-3", "c-1"])
+def test_results_nobody_waits_for(call: str) -> None:
+    """A result of an unknown call, or a second one, is an error, and the response still waits."""
+    session = _asking()
+    session.receive(ToolResult(id="c-1", content="2"), 3.0)
+    assert "unexpected_tool_result" == _error(session.receive(ToolResult(id=call, content="2"), 3.1)).error.code
+    assert 1 == session.running
+    assert "unexpected_tool_result" == _error(_active().receive(ToolResult(id="c-1", content="2"), 3.0)).error.code
+
+
+def test_results_that_do_not_come() -> None:
+    """After TOOL_TIMEOUT the turn is undone; before it nothing happens, nor while the engine works."""
+    session = _asking()
+    assert [] == session.overdue(62.0)
+    error = _error(session.overdue(63.0))
+    assert ("tool_results_overdue", "u-1", True) == (error.error.code, error.id, error.terminal)
+    assert ([], None) == (_history(session), session.running)
+    assert [] == _busy().overdue(1000.0)
+
+
+def test_a_model_that_only_asks_for_tools() -> None:
+    """It is stopped after a bound, by an error."""
+    session = _active(SessionConfig(tools=TOOLS))
+    session.receive(UserMessage(text="one"), 1.0)
+    for _ in range(MAX_TOOL_STEPS):
+        session.finished(1, Finish("tool_calls", None, CALLS[:1]), 2.5)
+        session.receive(ToolResult(id="c-1", content="2"), 3.0)
+    assert "too_many_tool_calls" == _error(session.finished(1, Finish("tool_calls", None, CALLS[:1]), 4.0)).error.code
+
+
+# Warming
+
+
+def test_a_partial_message_warms_where_it_is_asked_for() -> None:
+    """It makes the prompt of the message to come, for one token; otherwise, and while a response runs, nothing."""
+    session = _active(SessionConfig(warm=True))
+    session.receive(UserMessage(text="one"), 1.0)
+    assert [] == session.receive(PartialMessage(text="two"), 1.5)
+    session.finished(1, STOPPED, 2.0)
+    (warm,) = session.receive(PartialMessage(text="and"), 2.5)
+    assert isinstance(warm, Warm)
+    assert (["Be kind.", "one\nand"], 1) == (_texts(warm.request), warm.request.sampling.max_tokens)
+    real = _request(session.receive(UserMessage(text="and now"), 3.0))
+    assert "".join(_texts(real)).startswith("".join(_texts(warm.request)))
+    session.finished(2, STOPPED, 4.0)
+    assert [] == session.receive(PartialMessage(text="  "), 5.0)
+    assert [] == session.receive(PartialMessage(text="9" * 3000), 5.0)
+
+    assert [] == _active().receive(PartialMessage(text="two"), 1.5)
+    assert [] == _session(warm=True).receive(PartialMessage(text="two"), 1.5)
+    by_default = _session(warm=True)
+    by_default.receive(StartSession(), 0.0)
+    assert [Warm] == [type(effect) for effect in by_default.receive(PartialMessage(text="two"), 1.5)]
+
+
+# Summaries
+
+
+def _condensing() -> tuple[Session, Condense]:
+    session = _long(3, context_strategy="summarize")
+    session.receive(UserMessage(text="b" * 500), 3.0)
+    assert session.running is not None
+    effects = session.finished(session.running, STOPPED, 4.0)
+    (condense,) = (effect for effect in effects if isinstance(effect, Condense))
+    return session, condense
+
+
+def test_what_is_dropped_is_condensed() -> None:
+    """History that nears the high mark is dropped between turns, and its summary stands behind the system prompt."""
+    session, condense = _condensing()
+    assert condense.job.turns
+    assert 256 == condense.request.sampling.max_tokens
+    before = session.conversation.turns
+    assert [] == session.condensed(condense.job, "They said a lot.")
+    assert before == session.conversation.turns
+    request = _request(session.receive(UserMessage(text="two"), 5.0))
+    assert request.messages[0].content.endswith("They said a lot.")
+    assert request.messages[0].content.startswith("Be kind.")
+
+
+def test_a_summary_waits_for_the_end_of_a_turn() -> None:
+    """One that is ready while a response runs stands in the prompt after it."""
+    session, condense = _condensing()
+    session.receive(UserMessage(text="two"), 5.0)
+    assert [] == session.condensed(condense.job, "They said a lot.")
+    assert "" == session.conversation.summary
+    assert session.running is not None
+    session.finished(session.running, STOPPED, 6.0)
+    assert "They said a lot." == session.conversation.summary
+
+
+@pytest.mark.parametrize("text", ["", "  ", "x" * 3000])
+def test_a_summary_that_is_none_changes_nothing(text: str) -> None:
+    """What is empty, or longer than what it stands for, is not taken; the engine is asked again after a later turn."""
+    session, condense = _condensing()
+    again = session.condensed(condense.job, text)
+    assert "" == session.conversation.summary
+    assert condense.job.turns == tuple(session.conversation.dropped[: len(condense.job.turns)])
+    assert [] == again
+    session.receive(UserMessage(text="two"), 5.0)
+    assert session.running is not None
+    later = session.finished(session.running, STOPPED, 6.0)
+    assert [condense.job.turns] == [effect.job.turns for effect in later if isinstance(effect, Condense)]
+
+
+def test_a_summary_of_another_history_is_not_taken() -> None:
+    """A summary that comes after the session was begun anew is of nobody's history."""
+    session, condense = _condensing()
+    session.receive(StartSession(), 5.0)
+    assert [] == session.condensed(condense.job, "They said a lot.")
+    assert "" == session.conversation.summary
+
+
+def test_summaries_that_fail_again_and_again_are_given_up() -> None:
+    """After three failures in a row the dropped turns are let go, as under the strategy trim."""
+    session, condense = _condensing()
+    for attempt in range(3):
+        session.condensed(condense.job, None)
+        session.receive(UserMessage(text="two"), 5.0 + attempt)
+        assert session.running is not None
+        later = session.finished(session.running, STOPPED, 6.0)
+        found = [effect for effect in later if isinstance(effect, Condense)]
+        if attempt < 2:
+            (condense,) = found
+    assert [] == found
+    assert [] == session.conversation.dropped
 
 
 def test_own_window_bounds_the_prompts() -> None:

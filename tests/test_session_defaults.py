@@ -1,8 +1,8 @@
 import pytest
 
 from llm_service.errors import InvalidConfig
-from llm_service.events import SessionConfig
 from llm_service.generation import SamplingParams
+from llm_service.session_config import SessionConfig
 from llm_service.session_defaults import SessionDefaults
 
 DEFAULTS = SessionDefaults(

@@ -43,6 +43,7 @@ async def llm_socket(socket: WebSocket) -> None:
         service.manager,
         service.limits,
         service.metrics,
+        service.idle_work,
         accepts_key=service.access.accepts_key if service.access.needs_key and key is None else None,
         note_error=service.note_error,
     )

@@ -1,0 +1,16 @@
+"""What is counted of the sessions of one connection."""
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the sessions of one connection did; the service's totals are sums of these."""
+
+    messages_received: int = 0
+    messages_sent: int = 0
+    tokens_generated: int = 0
+    generations_completed: int = 0
+    generations_cancelled: int = 0
+    errors: int = 0
+    turns: int = 0

@@ -1,0 +1,123 @@
+"""What a client may choose for its session. Pure.
+
+Pydantic models, since a wrong choice must be answered with its place and its bounds.
+"""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from llm_service.generation import Tool
+
+OptionalEvent = Literal["response_started", "thinking", "queued", "context"]
+OnBusy = Literal["reject", "interrupt", "queue"]
+ContextStrategy = Literal["trim", "summarize"]
+StopSequence = Annotated[str, Field(min_length=1, max_length=100)]
+
+
+MAX_SCHEMA_BYTES = 16_384
+# Engines compile a schema into a grammar; with these a client could make that arbitrarily dear.
+REFUSED_IN_SCHEMAS = frozenset(
+    {"pattern", "patternProperties", "$ref", "$dynamicRef", "$defs", "definitions", "format"}
+)
+
+
+class ToolFunction(BaseModel):
+    """A function the model may ask for."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$", description="what the call will name")
+    description: str = Field("", max_length=4096, description="for the model: what it does and when to use it")
+    parameters: dict[str, Any] = Field(
+        default_factory=lambda: {"type": "object", "properties": {}}, description="a JSON Schema of the arguments"
+    )
+
+    @field_validator("parameters")
+    @classmethod
+    def _check_parameters(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if len(msgspec.json.encode(value)) > MAX_SCHEMA_BYTES:
+            raise ValueError(f"must have at most {MAX_SCHEMA_BYTES} bytes")
+        if held := REFUSED_IN_SCHEMAS & _keys(value):
+            raise ValueError(f"must not hold {', '.join(sorted(held))}; engines make grammars of it")
+        return value
+
+
+class ToolSpec(BaseModel):
+    """OpenAI's form: {"type": "function", "function": {…}}."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    type: Literal["function"] = "function"
+    function: ToolFunction
+
+
+class SessionConfig(BaseModel):
+    """What a client may choose for its session; what it leaves out, or gives as null, is the service's default."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    system_prompt: str | None = Field(None, max_length=32_768, description="stands before the conversation")
+    model: str | None = Field(None, min_length=1, max_length=512, description="one of the models the service offers")
+    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False, description="0: the likeliest token")
+    top_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False, description="nucleus sampling")
+    top_k: int | None = Field(None, ge=1, le=1000, description="choose among this many tokens")
+    max_tokens: int | None = Field(None, ge=1, le=1_000_000, description="longest answer, in tokens")
+    stop: Annotated[list[StopSequence], Field(max_length=16)] | None = Field(
+        None, description="texts that end the answer"
+    )
+    seed: int | None = Field(None, ge=0, le=4_294_967_295, description="same seed, same prompt: same answer")
+    context_window: int | None = Field(
+        None, ge=256, le=10_000_000, description="tokens of prompt and answer; at most the service's own"
+    )
+    think: bool | None = Field(None, description="whether a reasoning model reasons; null leaves it to the model")
+    on_busy: OnBusy | None = Field(None, description="what a user_message does while a response runs")
+    context_strategy: ContextStrategy | None = Field(
+        None, description="what becomes of turns the window has no room for: dropped, or condensed between turns"
+    )
+    warm: bool | None = Field(None, description="whether partial_message warms the engine's prompt cache")
+    tools: Annotated[list[ToolSpec], Field(max_length=64)] | None = Field(
+        None, description="functions the model may ask for: each call comes as a tool_call event"
+    )
+    events: Annotated[list[OptionalEvent], Field(max_length=16)] | None = Field(
+        None, description="further server events this client understands"
+    )
+
+    @field_validator("tools")
+    @classmethod
+    def _check_tools(cls, value: list[ToolSpec] | None) -> list[ToolSpec] | None:
+        if value is not None and len({spec.function.name for spec in value}) < len(value):
+            raise ValueError("must not name a function twice")
+        return value
+
+
+def config_as_sent(config: SessionConfig) -> dict[str, Any]:
+    """Return the configuration with the keys the client gave, and no others."""
+    return config.model_dump(exclude_unset=True)
+
+
+def merge_config(old: SessionConfig, new: SessionConfig) -> SessionConfig:
+    """Return `old` with the keys that `new` gives; a null takes the service's default again."""
+    return old.model_copy(update={key: getattr(new, key) for key in new.model_fields_set})
+
+
+def wants(config: SessionConfig, event: OptionalEvent) -> bool:
+    """Whether the client asked for this optional event."""
+    return config.events is not None and event in config.events
+
+
+def tools_of(config: SessionConfig) -> tuple[Tool, ...]:
+    """Return the configuration's tools as engines take them."""
+    return tuple(
+        Tool(spec.function.name, spec.function.description, spec.function.parameters) for spec in config.tools or ()
+    )
+
+
+def _keys(schema: object) -> set[str]:
+    """Return every key in a schema, however deep; messages are bounded in depth before they get here."""
+    if isinstance(schema, dict):
+        return set(schema).union(*map(_keys, schema.values()))
+    if isinstance(schema, list):
+        return set().union(*map(_keys, schema))
+    return set()

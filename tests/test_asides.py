@@ -1,0 +1,137 @@
+import asyncio
+
+from prometheus_client import CollectorRegistry
+
+from llm_service.asides import CONDENSE_TRIES, Asides
+from llm_service.effects import Condense
+from llm_service.errors import EngineTimeout
+from llm_service.generation import Delta, Finish, GenerationRequest, Message, SamplingParams, TakeDelta
+from llm_service.idle_work import IdleWork
+from llm_service.metrics import Metrics
+from llm_service.summary import Condensation
+
+
+def _request(text: str) -> GenerationRequest:
+    sampling = SamplingParams(temperature=0, top_p=1, top_k=1, max_tokens=1)
+    return GenerationRequest(model="m", messages=(Message("user", text),), sampling=sampling, context_window=100)
+
+
+class Engine:
+    """Says each prompt back once it is let go; `failures` are raised first."""
+
+    def __init__(self, failures: int = 0) -> None:
+        self.asked: list[str] = []
+        self.go_on = asyncio.Event()
+        self.failures = failures
+        self.stopped = 0
+
+    async def generate(self, request: GenerationRequest, take: TakeDelta) -> Finish:
+        self.asked.append(request.messages[0].content)
+        try:
+            await self.go_on.wait()
+        except asyncio.CancelledError:
+            self.stopped += 1
+            raise
+        if self.failures:
+            self.failures -= 1
+            raise EngineTimeout("silent")
+        take(Delta("hm", thinking=True))
+        take(Delta(request.messages[0].content))
+        return Finish("stop")
+
+
+class Bench:
+    """Asides with all they need."""
+
+    def __init__(self, tasks: asyncio.TaskGroup, engine: Engine) -> None:
+        self.registry = CollectorRegistry()
+        self.idle = IdleWork()
+        self.asides = Asides(tasks, engine, self.idle, Metrics(self.registry))  # type: ignore[arg-type]
+
+    def count(self, kind: str, outcome: str) -> float | None:
+        return self.registry.get_sample_value("fasttalk_asides_total", {"kind": kind, "outcome": outcome})
+
+
+async def _soon() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_the_newest_prompt_is_warmed_next() -> None:
+    """While one prompt is read, only the newest of those that come waits."""
+    engine = Engine()
+    async with asyncio.TaskGroup() as tasks:
+        bench = Bench(tasks, engine)
+        for text in ("a", "b", "c"):
+            bench.asides.warm(_request(text))
+            await _soon()
+        assert ["a"] == engine.asked
+        engine.go_on.set()
+        await _soon()
+        assert ["a", "c"] == engine.asked
+    assert 2 == bench.count("warm", "finished")
+
+
+async def test_warming_is_dropped_for_the_real_message() -> None:
+    """What is being read is stopped, and what waits is forgotten."""
+    engine = Engine()
+    async with asyncio.TaskGroup() as tasks:
+        bench = Bench(tasks, engine)
+        bench.asides.warm(_request("a"))
+        await _soon()
+        bench.asides.warm(_request("b"))
+        bench.asides.stop_warming()
+        await _soon()
+        assert (["a"], 1) == (engine.asked, engine.stopped)
+        bench.asides.warm(_request("c"))
+        await _soon()
+        engine.go_on.set()
+    assert ["a", "c"] == engine.asked
+
+
+async def test_a_turn_of_another_session_comes_first() -> None:
+    """Neither warming nor a summary runs beside a turn; the summary is begun anew after it."""
+    engine = Engine()
+    found: list[str | None] = []
+    async with asyncio.TaskGroup() as tasks:
+        bench = Bench(tasks, engine)
+        bench.asides.condense(_condense("s"), found.append)
+        await _soon()
+        with bench.idle.turn():
+            await _soon()
+            assert 1 == engine.stopped
+            engine.go_on.set()
+            await _soon()
+            assert ["s"] == engine.asked
+    assert (["s", "s"], ["s"]) == (engine.asked, found)
+    assert (1, 1) == (bench.count("summary", "preempted"), bench.count("summary", "finished"))
+
+
+async def test_a_summary_that_fails_is_tried_again_and_then_none() -> None:
+    """After the last try there is no summary, and nothing else happens."""
+    engine = Engine(failures=CONDENSE_TRIES)
+    found: list[str | None] = []
+    engine.go_on.set()
+    async with asyncio.TaskGroup() as tasks:
+        bench = Bench(tasks, engine)
+        bench.asides.condense(_condense("s"), found.append)
+    assert (CONDENSE_TRIES, [None]) == (len(engine.asked), found)
+    assert CONDENSE_TRIES == bench.count("summary", "failed")
+
+
+async def test_all_is_stopped_with_the_session() -> None:
+    """No task is left, and nobody is called back."""
+    engine = Engine()
+    found: list[str | None] = []
+    async with asyncio.TaskGroup() as tasks:
+        bench = Bench(tasks, engine)
+        bench.asides.condense(_condense("s"), found.append)
+        bench.asides.warm(_request("a"))
+        await _soon()
+        bench.asides.stop()
+    assert (1, []) == (engine.stopped, found)
+    assert bench.idle.idle
+
+
+def _condense(text: str) -> Condense:
+    return Condense(Condensation((), "", ()), _request(text))
