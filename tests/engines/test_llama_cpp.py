@@ -11,13 +11,14 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from llm_service.devices import LlamaCppOptions
 from llm_service.engines.llama_cpp import LlamaCppEngine
 from llm_service.errors import ContextOverflow, EngineError, EngineUnavailable, ModelNotFound
 from llm_service.generation import Delta, Finish
-from tests.engines.requests import SECRET, a_request, collect, stream
+from tests.engines.requests import SECRET, WEATHER, a_request, a_tool_turn, collect, stream
 from tests.real_engines import EMBEDDED_WINDOW
 
 OPTIONS = LlamaCppOptions(n_gpu_layers=0, main_gpu=0, n_threads=1)
@@ -137,6 +138,35 @@ class TestAnswers:
         assert EMBEDDED_WINDOW == await embedded_engine.context_window(embedded_engine.model)
         assert await embedded_engine.context_window("other") is None
         assert "llama_cpp" == embedded_engine.name
+
+    @pytest.mark.parametrize(
+        "text", ["a", "Name three colours, please.", "Grüße aus Zürich 👋🏽", "1234567890", "日本語"]
+    )
+    async def test_counting(self, embedded_engine: LlamaCppEngine, text: str) -> None:
+        """The tokens counted are those by which a text makes a prompt longer."""
+        counts = []
+        for said in (".\n", f".\n{text}"):
+            request = a_request(said, model=embedded_engine.model, max_tokens=1)
+            usage = (await collect(stream(embedded_engine, request)))[2].usage
+            assert usage is not None
+            counts.append(usage.prompt_tokens)
+        assert counts[1] - counts[0] == await embedded_engine.count_tokens(embedded_engine.model, text)
+        assert await embedded_engine.count_tokens("other", text) is None
+
+    async def test_tools(self, embedded_engine: LlamaCppEngine) -> None:
+        """A request with tools, calls and results is answered, and the results are in the prompt."""
+        engine = embedded_engine
+        request = msgspec.structs.replace(
+            a_request(model=engine.model, max_tokens=8), messages=a_tool_turn(), tools=(WEATHER,)
+        )
+        answer, _, finish = await collect(stream(engine, request))
+        assert answer or finish.tool_calls
+        assert finish.usage is not None
+        assert finish.usage.prompt_seconds
+        longer = msgspec.structs.replace(request, messages=a_tool_turn(text="It rains. " * 10))
+        usage = (await collect(stream(engine, longer)))[2].usage
+        assert usage is not None
+        assert usage.prompt_tokens > finish.usage.prompt_tokens + 20
 
     async def test_an_unknown_model(self, embedded_engine: LlamaCppEngine) -> None:
         """Only the one model's name is served."""

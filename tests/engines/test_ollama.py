@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import msgspec
+import ollama
 import psutil
 import pytest
 
@@ -20,9 +21,9 @@ from llm_service.errors import (
     GenerationFailed,
     ModelNotFound,
 )
-from llm_service.generation import Delta, Finish, GenerationRequest, Usage
+from llm_service.generation import Delta, Finish, GenerationRequest, ToolCall, Usage
 from tests.engines.fake_server import Exchange, FakeServer
-from tests.engines.requests import SECRET, a_request, collect, stream
+from tests.engines.requests import SECRET, WEATHER, a_request, a_tool_turn, collect, stream
 from tests.real_engines import OllamaServer
 
 
@@ -32,6 +33,11 @@ def lines(*parts: dict[str, object]) -> bytes:
 
 def said(text: str, thinking: str = "") -> dict[str, object]:
     return {"model": "small", "message": {"role": "assistant", "content": text, "thinking": thinking}, "done": False}
+
+
+def calling(*calls: tuple[str, object], **beside: object) -> dict[str, object]:
+    tool_calls = [{"function": {"name": name, "arguments": arguments}, **beside} for name, arguments in calls]
+    return {"message": {"role": "assistant", "content": "", "tool_calls": tool_calls}, "done": False}
 
 
 DONE: dict[str, object] = {
@@ -93,6 +99,21 @@ class TestRequests:
         assert "think" not in body
         assert "seed" not in msgspec.convert(body["options"], dict[str, object])
 
+    async def test_tools(self, fake: FakeServer, engine: OllamaEngine) -> None:
+        """Tools, the calls of an earlier answer and their results go as Ollama wants them; other messages as ever."""
+        answering(fake, lines(DONE))
+        request = msgspec.structs.replace(a_request(), messages=a_tool_turn(), tools=(WEATHER,))
+        await collect(stream(engine, request))
+        body = fake.exchanges[0].json()
+        function = {"name": WEATHER.name, "description": WEATHER.description, "parameters": WEATHER.parameters}
+        assert [{"type": "function", "function": function}] == body["tools"]
+        call = {"name": "get_weather", "arguments": {"city": "Paris"}}
+        assert [
+            {"role": "user", "content": "What is the weather in Paris?"},
+            {"role": "assistant", "content": "", "tool_calls": [{"function": call}]},
+            {"role": "tool", "tool_name": "get_weather", "content": "It rains."},
+        ] == body["messages"]
+
     @pytest.mark.parametrize(
         ("setting", "sent"), [("-1", -1), ("300", 300), ("0", 0), ("5m", "5m"), ("1h30m", "1h30m")]
     )
@@ -129,6 +150,41 @@ class TestAnswers:
         answering(fake, lines(said("a"), {"done": True, "done_reason": told}))
         assert Finish(reason) == (await collect(stream(engine, a_request())))[2]  # type: ignore[arg-type]
 
+    async def test_prompt_seconds(self, fake: FakeServer, engine: OllamaEngine) -> None:
+        """Ollama tells in nanoseconds how long it read the prompt; what it had cached it does not tell."""
+        answering(fake, lines({**DONE, "prompt_eval_duration": 250_000_000}))
+        assert Usage(7, 3, None, 0.25) == (await collect(stream(engine, a_request())))[2].usage
+
+    @pytest.mark.parametrize("size", [None, 1])
+    async def test_tags(self, fake: FakeServer, engine: OllamaEngine, size: int | None) -> None:
+        """Reasoning between tags is told apart where Ollama does not do it."""
+        parts = [said(text) for text in ("<th", "ink>hm", "</think", ">\n", "\nA", "nswer <think>")]
+        answering(fake, lines(*parts, DONE), size=size)
+        assert ("Answer <think>", "hm", Finish("stop", Usage(7, 3))) == await collect(stream(engine, a_request()))
+
+    async def test_what_begins_like_a_tag(self, fake: FakeServer, engine: OllamaEngine) -> None:
+        """It comes out at the end, whether the answer is whole or broken off."""
+        answering(fake, lines(said(" <thi"), DONE))
+        assert " <thi" == (await collect(stream(engine, a_request())))[0]
+        answering(fake, lines(said(" <thi")))
+        got: list[Delta] = []
+        with pytest.raises(GenerationFailed):
+            await engine.generate(a_request(), got.append)
+        assert [Delta(" <thi")] == got
+
+    async def test_tool_calls(self, fake: FakeServer, engine: OllamaEngine) -> None:
+        """Calls leave with the finish, whole, under Ollama's id where it gives one; text may be beside them."""
+        parts = [said("Wait."), calling(("a", {"n": [1, "ü"]}), ("b", {})), calling(("a", {}), id="x")]
+        answering(fake, lines(*parts, DONE))
+        calls = (ToolCall("call_0", "a", '{"n":[1,"ü"]}'), ToolCall("call_1", "b", "{}"), ToolCall("x", "a", "{}"))
+        finish = Finish("tool_calls", Usage(7, 3), calls)
+        assert ("Wait.", "", finish) == await collect(stream(engine, a_request()))
+
+    async def test_no_counting(self, fake: FakeServer, engine: OllamaEngine) -> None:
+        """Ollama can't count the tokens of a text, and is not asked."""
+        assert await engine.count_tokens("small", "hello") is None
+        assert [] == fake.exchanges
+
     async def test_a_last_line_without_its_end(self, fake: FakeServer, engine: OllamaEngine) -> None:
         """The last line counts even when no line end follows."""
         answering(fake, lines({**DONE, "message": {"content": "all"}}).rstrip())
@@ -163,6 +219,7 @@ class TestFailures:
             (404, {"error": "model 'small' not found"}, ModelNotFound, "ollama pull small"),
             (404, "404 page not found", ModelNotFound, "ollama pull NAME"),
             (400, {"error": '"small" does not support thinking'}, EngineRejected, "does not support thinking"),
+            (400, {"error": "x/small:latest does not support tools"}, EngineRejected, "tools. Choose a model that can"),
             (500, {"error": "model requires more system memory"}, GenerationFailed, "more system memory"),
             (503, {"error": "server busy"}, EngineUnreachable, "server busy"),
         ],
@@ -189,8 +246,26 @@ class TestFailures:
             b'{"message": {"content": "\xff"}}\n',
             b"[" * 100_000 + b"\n",
             b"x" * 1_100_000,
+            lines(calling(("a", "text")), DONE),
+            lines(calling(("", {})), DONE),
+            lines({"message": {"tool_calls": [{}]}}, DONE),
+            lines(*[calling(("a", {}))] * 65, DONE),
         ],
-        ids=["error", "odd error", "cut off", "empty", "html", "wrong type", "not utf-8", "deep", "endless line"],
+        ids=[
+            "error",
+            "odd error",
+            "cut off",
+            "empty",
+            "html",
+            "wrong type",
+            "not utf-8",
+            "deep",
+            "endless line",
+            "a call with a text",
+            "a call of nothing",
+            "no call",
+            "too many calls",
+        ],
     )
     async def test_broken_streams(self, fake: FakeServer, engine: OllamaEngine, data: bytes) -> None:
         """An error line, a cut-off stream and rubbish are GenerationFailed."""
@@ -313,6 +388,15 @@ class TestManagement:
         await engine.aclose()
 
 
+TOOLED = """{{ if .Tools }}<|im_start|>system
+{{ range .Tools }}{{ .Function }}{{ end }}<|im_end|>
+{{ end }}{{ range .Messages }}<|im_start|>{{ .Role }}
+{{ .Content }}{{ range .ToolCalls -}}
+{"name": "{{ .Function.Name }}", "arguments": {{ .Function.Arguments }}}{{ end }}<|im_end|>
+{{ end }}<|im_start|>assistant
+"""
+
+
 @pytest.mark.ollama
 class TestRealOllama:
     @pytest.fixture
@@ -320,6 +404,15 @@ class TestRealOllama:
         engine = OllamaEngine(ollama_server.url, options={"num_gpu": 0})
         yield engine
         await engine.aclose()
+
+    @pytest.fixture
+    async def tooled(self, ollama_server: OllamaServer) -> AsyncGenerator[str, None]:
+        """The model with a template that knows tools."""
+        api = ollama.AsyncClient(ollama_server.url, trust_env=False)
+        await api.create("tooled", from_=ollama_server.model, template=TOOLED)
+        yield "tooled"
+        await api.delete("tooled")
+        await api.close()  # type: ignore[no-untyped-call]
 
     async def test_an_answer(self, real: OllamaEngine, ollama_server: OllamaServer) -> None:
         """Words stream and the tokens are counted."""
@@ -367,6 +460,30 @@ class TestRealOllama:
             await real.load("nothing-like-that", 4096)
         with pytest.raises(ModelNotFound):
             await real.context_window("nothing-like-that")
+
+    async def test_a_model_without_tools(self, real: OllamaEngine, ollama_server: OllamaServer) -> None:
+        """Ollama refuses tools for a model whose template has none, and the error says so; results it takes."""
+        request = msgspec.structs.replace(
+            a_request(model=ollama_server.model, max_tokens=4), messages=a_tool_turn(), tools=(WEATHER,)
+        )
+        with pytest.raises(EngineRejected, match=r"smollm2\S* does not support tools\. Choose a model"):
+            await collect(stream(real, request))
+        answer, _, _ = await collect(stream(real, msgspec.structs.replace(request, tools=())))
+        assert answer
+
+    async def test_a_model_with_tools(self, real: OllamaEngine, tooled: str) -> None:
+        """Tools, calls and results are taken, and a call comes out; the model repeats the example of its prompt."""
+        examples = [message for city in ("Rome", "Oslo", "Bonn") for message in a_tool_turn(city)]
+        messages = (*examples, a_tool_turn("Paris")[0])
+        request = msgspec.structs.replace(a_request(model=tooled, max_tokens=60), messages=messages, tools=(WEATHER,))
+        answer, _, finish = await collect(stream(real, request))
+        print(f"\n{answer!r} {finish}")
+        assert finish.usage is not None
+        assert finish.usage.prompt_tokens > 100
+        assert finish.usage.prompt_seconds
+        assert "tool_calls" == finish.reason
+        (call,) = finish.tool_calls
+        assert ("get_weather", {"city": "Paris"}) == (call.name, msgspec.json.decode(call.arguments))
 
     async def test_a_cancel_frees_it(self, real: OllamaEngine, ollama_server: OllamaServer) -> None:
         """After a cancel in the middle the next first token comes about as fast as from an idle Ollama."""

@@ -42,10 +42,13 @@ def ollama(fake: FakeServer, *models: str, window: int = 4096, load: int = 200) 
     fake.answer = answer
 
 
-def openai(fake: FakeServer, *models: str) -> None:
+def openai(fake: FakeServer, *models: str, counts: bool = False) -> None:
     """Let the server be an OpenAI-compatible API with these models."""
 
     async def answer(exchange: Exchange) -> None:
+        if exchange.path == "/tokenize":
+            await exchange.answer(b'{"tokens": [1]}' if counts else b"{}", 200 if counts else 404)
+            return
         assert ("GET", "/v1/models") == (exchange.method, exchange.path)
         await exchange.answer(msgspec.json.encode({"data": [{"id": model} for model in models]}))
 
@@ -91,6 +94,7 @@ class TestAuto:
         ollama(fake, "other", has)
         async with opening(OLLAMA_BASE_URL=fake.url, **named) as opened:
             assert ("ollama", "it has the model", 4096) == (opened.provider, opened.reason, opened.context_window)
+            assert not opened.counts_tokens
         (load,) = loads(fake)
         assert ([], 4096) == (load["messages"], load["options"]["num_ctx"])
 
@@ -231,6 +235,13 @@ class TestOpenAI:
             assert "canary" not in repr(opened)
         assert "Bearer canary" == fake.exchanges[0].headers["authorization"]
 
+    @pytest.mark.parametrize("counts", [True, False])
+    async def test_counting(self, fake: FakeServer, counts: bool) -> None:
+        """Whether it counts tokens is known from the start."""
+        openai(fake, "m", counts=counts)
+        async with opening(LLM_PROVIDER="openai", OPENAI_BASE_URL=fake.url + "/v1", LLM_MODEL="m") as opened:
+            assert counts == opened.counts_tokens
+
     async def test_not_there(self) -> None:
         """An API that is not there is an error that says what to do."""
         url = f"http://127.0.0.1:{free_port()}/v1"
@@ -279,6 +290,7 @@ async def test_scripted() -> None:
         assert ("scripted", "scripted", 8192) == (opened.provider, opened.model, opened.context_window)
         assert isinstance(opened.engine, ScriptedEngine)
         assert 7 == opened.engine.tokens_per_second
+        assert opened.counts_tokens
         assert [opened.model] == opened.engine.loads
 
 

@@ -7,6 +7,7 @@ from contextlib import aclosing
 import msgspec
 import pytest
 
+from llm_service.engines import transport
 from llm_service.engines.openai import OpenAIEngine
 from llm_service.errors import (
     ConfigurationError,
@@ -19,9 +20,9 @@ from llm_service.errors import (
     GenerationFailed,
     ModelNotFound,
 )
-from llm_service.generation import Delta, Finish, Usage
+from llm_service.generation import Delta, Finish, ToolCall, Usage
 from tests.engines.fake_server import Exchange, FakeServer
-from tests.engines.requests import SECRET, a_request, collect, stream
+from tests.engines.requests import SECRET, WEATHER, a_request, a_tool_turn, collect, stream
 
 DONE = b"data: [DONE]\n\n"
 
@@ -35,6 +36,10 @@ def said(finish_reason: str | None = None, **delta: str | None) -> dict[str, obj
         "object": "chat.completion.chunk",
         "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}],
     }
+
+
+def calling(**part: object) -> dict[str, object]:
+    return {"choices": [{"index": 0, "delta": {"tool_calls": [part]}}]}
 
 
 def counted(**details: int) -> dict[str, object]:
@@ -91,6 +96,25 @@ class TestRequests:
         assert known == set(fake.exchanges[0].json())
         assert "authorization" not in fake.exchanges[0].headers
 
+    async def test_tools(self, fake: FakeServer, engine: OpenAIEngine) -> None:
+        """Tools, the calls of an earlier answer and their results go as OpenAI wants them; other messages as ever."""
+        answering(fake, WHOLE)
+        request = msgspec.structs.replace(a_request(), messages=a_tool_turn(), tools=(WEATHER,))
+        await collect(stream(engine, request))
+        body = fake.exchanges[0].json()
+        function = {"name": WEATHER.name, "description": WEATHER.description, "parameters": WEATHER.parameters}
+        assert [{"type": "function", "function": function}] == body["tools"]
+        call = {"name": "get_weather", "arguments": '{"city": "Paris"}'}
+        assert [
+            {"role": "user", "content": "What is the weather in Paris?"},
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [{"id": "call_7", "type": "function", "function": call}],
+            },
+            {"role": "tool", "tool_call_id": "call_7", "content": "It rains."},
+        ] == body["messages"]
+
     @pytest.mark.parametrize("key", ["a\nb", "ü", "\x00"])
     def test_a_key_that_no_header_can_hold(self, key: str) -> None:
         """It is refused at once, and not shown."""
@@ -127,6 +151,38 @@ class TestAnswers:
         answering(fake, events(said(content="a"), said(told)))
         assert Finish(reason) == (await collect(stream(engine, a_request())))[2]  # type: ignore[arg-type]
 
+    @pytest.mark.parametrize("size", [None, 1])
+    async def test_tags(self, fake: FakeServer, engine: OpenAIEngine, size: int | None) -> None:
+        """Reasoning between tags is told apart where the engine does not do it."""
+        parts = [said(content=text) for text in ("<th", "ink>hm", "</think", ">\n", "\nA", "nswer <think>")]
+        answering(fake, events(*parts, said("stop")) + DONE, size=size)
+        assert ("Answer <think>", "hm", Finish("stop")) == await collect(stream(engine, a_request()))
+
+    async def test_what_begins_like_a_tag(self, fake: FakeServer, engine: OpenAIEngine) -> None:
+        """It comes out at the end, whether the answer is whole or broken off."""
+        answering(fake, events(said(content=" <thi"), said("stop")) + DONE)
+        assert (" <thi", "", Finish("stop")) == await collect(stream(engine, a_request()))
+        answering(fake, events(said(content=" <thi")))
+        got: list[Delta] = []
+        with pytest.raises(GenerationFailed):
+            await engine.generate(a_request(), got.append)
+        assert [Delta(" <thi")] == got
+
+    @pytest.mark.parametrize("told", ["tool_calls", "stop", "length"])
+    async def test_tool_calls(self, fake: FakeServer, engine: OpenAIEngine, told: str) -> None:
+        """Calls come in pieces and leave with the finish, whole; the answer may have text beside them."""
+        parts = [
+            said(content="Wait."),
+            calling(index=0, id="x", type="function", function={"name": "a", "arguments": ""}),
+            calling(index=0, function={"arguments": '{"n": '}),
+            calling(index=0, function={"arguments": "1}"}),
+            calling(index=1, id="y", function={"name": "b", "arguments": "{}"}),
+        ]
+        answering(fake, events(*parts, said(told), counted()) + DONE)
+        calls = (ToolCall("x", "a", '{"n": 1}'), ToolCall("y", "b", "{}"))
+        finish = Finish("tool_calls", Usage(9, 4), calls)
+        assert ("Wait.", "", finish) == await collect(stream(engine, a_request()))
+
     async def test_text_in_the_last_chunk(self, fake: FakeServer, engine: OpenAIEngine) -> None:
         """A chunk may bring the last text and the reason together; other choices are not ours."""
         other: dict[str, object] = {"choices": [{"index": 1, "delta": {"content": "no"}}]}
@@ -139,6 +195,8 @@ class TestAnswers:
             (counted(), Usage(9, 4)),
             ({**counted(), "timings": {"cache_n": 5, "prompt_n": 4, "predicted_n": 4}}, Usage(9, 4, 5)),
             ({"timings": {"cache_n": 5, "prompt_n": 4, "predicted_n": 4}}, Usage(9, 4, 5)),
+            ({**counted(), "timings": {"prompt_n": 9, "prompt_ms": 250.0}}, Usage(9, 4, 0, 0.25)),
+            ({"timings": {"prompt_n": 9, "prompt_ms": 250.0}}, Usage(9, 0, 0, 0.25)),
             ({"usage": None}, None),
         ],
     )
@@ -228,6 +286,9 @@ class TestFailures:
             (b"data: " + b"[" * 100_000 + b"\n\n", GenerationFailed),
             (b"data: " + b"x" * 1_100_000, GenerationFailed),
             (events(said(content="a"), said("content_filter")) + DONE, EngineRejected),
+            (events(calling(index=0, function={"name": "a", "arguments": '{"n'}), said("length")), GenerationFailed),
+            (events(calling(index=0, function={"arguments": "{}"}), said("stop")), GenerationFailed),
+            (events(*(calling(index=n, function={"name": "a"}) for n in range(65)), said("stop")), GenerationFailed),
         ],
     )
     async def test_broken_streams(
@@ -295,3 +356,56 @@ class TestManagement:
         answering(fake, body)
         with pytest.raises(EngineError):
             await engine.models()
+
+
+class TestCounting:
+    @pytest.mark.parametrize(
+        "tokenized", [{"tokens": [5, 6, 7]}, {"count": 3, "max_model_len": 9, "tokens": [5, 6, 7]}]
+    )
+    async def test_a_count(self, fake: FakeServer, engine: OpenAIEngine, tokenized: object) -> None:
+        """The answers of llama-server and vLLM are understood; one body, at the server's root, serves both."""
+        answering(fake, msgspec.json.encode(tokenized))
+        assert 3 == await engine.count_tokens("small", "hello")
+        (exchange,) = fake.exchanges
+        assert ("POST", "/tokenize", "Bearer key-1") == (
+            exchange.method,
+            exchange.path,
+            exchange.headers["authorization"],
+        )
+        assert exchange.json() == {
+            "content": "hello",
+            "add_special": False,
+            "model": "small",
+            "prompt": "hello",
+            "add_special_tokens": False,
+        }
+
+    @pytest.mark.parametrize(
+        ("status", "body"),
+        [(404, b""), (405, b"{}"), (401, b"{}"), (400, b"<html>"), (500, b"{}"), (200, b"<html>"), (200, b"{}")],
+    )
+    async def test_a_server_that_cannot(self, fake: FakeServer, engine: OpenAIEngine, status: int, body: bytes) -> None:
+        """Whatever it answers instead of a count, it is not asked again."""
+        answering(fake, body, status)
+        assert [None, None] == [await engine.count_tokens("small", "hello") for _ in range(2)]
+        assert 1 == len(fake.exchanges)
+
+    async def test_a_failure_now_and_then(self, fake: FakeServer, engine: OpenAIEngine) -> None:
+        """A server that is busy or gone is asked again, and so is one that refuses after it has counted."""
+        answering(fake, b"{}", 503)
+        assert await engine.count_tokens("small", "hello") is None
+        for status, body, count in ((200, b'{"count": 2}', 2), (404, b"{}", None), (200, b'{"count": 4}', 4)):
+            answering(fake, body, status)
+            assert count == await engine.count_tokens("small", "hello")
+        await engine.aclose()
+        assert await engine.count_tokens("small", "hello") is None
+
+    async def test_silence(self, fake: FakeServer, engine: OpenAIEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A count has as little time as any short question, and none is no error."""
+
+        async def answer(exchange: Exchange) -> None:
+            await exchange.left.wait()
+
+        fake.answer = answer
+        monkeypatch.setattr(transport, "QUICK_SECONDS", 0.05)
+        assert await engine.count_tokens("small", "hello") is None

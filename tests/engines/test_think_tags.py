@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_service.engines.think_tags import MAX_SPACE, ThinkTags
-from llm_service.generation import Delta
+from llm_service.generation import Delta, TakeDelta
 
 # Made of what tags are made of, so that nearly every text has one, or nearly one.
 TEXTS = st.lists(
@@ -19,7 +19,7 @@ class Answer:
     def __init__(self) -> None:
         self.got: list[Delta] = []
         self.tags = ThinkTags(self.got.append, self._settle)
-        self.take = self.tags.take
+        self.take: TakeDelta = self.tags.take
         self.settled = 0
 
     def _settle(self) -> None:

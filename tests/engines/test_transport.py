@@ -257,9 +257,11 @@ class TestRequests:
             await http.stream("/x", b'{"a": 1}', lambda _: False)
             await http.get("/y")
             await http.get("/z", below_base=False)
-        posted, *got = fake.exchanges
+            await http.post("/p", b"{}")
+        posted, *rest = fake.exchanges
         assert ("POST", "/base/x", b'{"a": 1}') == (posted.method, posted.path, posted.body)
-        assert [("GET", "/base/y", b""), ("GET", "/z", b"")] == [(each.method, each.path, each.body) for each in got]
+        asked = [(each.method, each.path, each.body) for each in rest]
+        assert [("GET", "/base/y", b""), ("GET", "/z", b""), ("POST", "/base/p", b"{}")] == asked
         assert posted.headers == {
             "host": fake.url.removeprefix("http://"),
             "accept": "*/*",
@@ -746,13 +748,15 @@ class TestFailures:
             elif exchange.path == "/refused":
                 await exchange.answer(b"", 500)
             else:
-                await exchange.answer(b"x" * 100, size=7)
+                await exchange.answer(exchange.body or b"x" * 100, size=7)
 
         fake.answer = answer
         async with opened(fake.url) as http:
             assert await http.get("/x") == b"x" * 100
-            with pytest.raises(GenerationFailed):
-                await http.get("/refused")
+            assert await http.post("/x", b'{"a": 1}') == b'{"a": 1}'
+            for ask in (http.get("/refused"), http.post("/refused", b"{}")):
+                with pytest.raises(GenerationFailed):
+                    await ask
             with monkeypatch.context() as patch:
                 patch.setattr(transport, "QUICK_SECONDS", 0.05)
                 with pytest.raises(EngineTimeout):
