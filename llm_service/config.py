@@ -77,6 +77,7 @@ class Settings(BaseSettings):
     )
     connect_timeout: Seconds = Field(5.0, description="seconds to reach an engine")
     model_path: str = Field("models", description="folder for GGUF files: names are looked up and downloads kept there")
+    preload: bool = Field(True, description="have the model in memory before the service is ready")
     llama_cpp_parallel: int = Field(2, ge=1, le=64, description="responses the embedded llama.cpp generates at once")
     scripted_tokens_per_second: float = Field(50.0, gt=0, le=1_000_000, description="speed of the scripted engine")
 

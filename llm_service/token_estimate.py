@@ -4,6 +4,8 @@ Two figures: `likely`, by the bytes a token took in this very session, for decid
 and `most`, which no tokenizer in use passes on text that people write, for never passing the window.
 """
 
+import re
+
 # Bytes of UTF-8 a token stands for before the engine has counted anything. English prose has about 4.5,
 # Chinese about 4, code about 3: a guess on the low side trims early, a high one would overflow.
 INITIAL_BYTES_PER_TOKEN = 3.0
@@ -14,8 +16,9 @@ TOKENS_PER_MESSAGE = 5
 
 # One odd turn (a page of code, another script) must not make the next estimate wild.
 _BOUNDS = (1.0, 6.0)
-# Letters come at least two to a token, even where a tokenizer does not know the words. Everything else (digits,
-# punctuation, the bytes of other scripts) may be a token each.
+# Letters of words come at least two to a token. Everything else (digits, punctuation, the bytes of other scripts)
+# may be a token each, and so may the letters of what is too long for a word: keys, hashes, encoded files.
+_NO_WORD = re.compile(rb"\S{25,}")
 _PAIRED = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ "
 
 
@@ -45,8 +48,9 @@ class TokenEstimate:
 def most_tokens(text: str) -> int:
     """Tokens that a message with this text has at most, its marks included."""
     data = text.encode()
-    single = len(data.translate(None, _PAIRED))
-    return single + (len(data) - single + 1) // 2 + TOKENS_PER_MESSAGE
+    words = _NO_WORD.sub(b"", data)
+    paired = len(words) - len(words.translate(None, _PAIRED))
+    return len(data) - paired + (paired + 1) // 2 + TOKENS_PER_MESSAGE
 
 
 def fewest_tokens(text: str) -> int:

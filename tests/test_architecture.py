@@ -122,6 +122,7 @@ PURE_IMPORTS = {
     "msgspec",
     "pydantic",
     "pydantic_core",
+    "re",
     "typing",
 }
 IMPURE_CALLS = {"open", "input", "print", "exec", "eval", "__import__"}

@@ -259,7 +259,7 @@ def _long(turns: int = 4, **more: Any) -> Session:
     session = _session(**more)
     session.receive(StartSession(config=SessionConfig(max_tokens=10)), 0.0)
     for _ in range(turns):
-        session.receive(UserMessage(text="a" * 600), 1.0)
+        session.receive(UserMessage(text="aaaa " * 120), 1.0)
         assert session.running is not None
         say(session, session.running, Delta("yes"), 1.5)
         session.finished(session.running, STOPPED, 2.0)
@@ -269,7 +269,7 @@ def _long(turns: int = 4, **more: Any) -> Session:
 def test_an_overflow_is_tried_again_once_with_less_history() -> None:
     """After the engine's context_overflow the same turn is asked again, shorter; a second one is told."""
     session = _long()
-    first = _request(session.receive(UserMessage(text="b" * 300, id="u"), 3.0))
+    first = _request(session.receive(UserMessage(text="bbbb " * 60, id="u"), 3.0))
     assert session.running is not None
     second = _request(session.failed(session.running, ContextOverflow("too long"), 4.0))
     assert len(second.messages) < len(first.messages)
@@ -293,7 +293,7 @@ def test_what_is_dropped_is_told() -> None:
     """The stats, the context event and an effect for the metrics tell of turns that were dropped."""
     session = _long()
     session.receive(UpdateConfig(config=SessionConfig(events=["context"])), 2.5)
-    session.receive(UserMessage(text="b" * 1200), 3.0)
+    session.receive(UserMessage(text="bbbb " * 240), 3.0)
     assert session.running is not None
     effects = session.finished(session.running, Finish("stop", Usage(700, 3)), 4.0)
     complete, context = _sent(effects)
@@ -501,7 +501,7 @@ def test_a_partial_message_warms_where_it_is_asked_for() -> None:
 
 def _condensing() -> tuple[Session, Condense]:
     session = _long(3, context_strategy="summarize")
-    session.receive(UserMessage(text="b" * 500), 3.0)
+    session.receive(UserMessage(text="bbbb " * 100), 3.0)
     assert session.running is not None
     effects = session.finished(session.running, STOPPED, 4.0)
     (condense,) = (effect for effect in effects if isinstance(effect, Condense))

@@ -215,7 +215,8 @@ async def _loaded(
     try:
         limit = await engine.context_window(model)
         window = settings.default_context_window if limit is None else min(settings.default_context_window, limit)
-        await engine.load(model, window)
+        if settings.preload:
+            await engine.load(model, window)
     except EngineError as error:
         raise EngineUnavailable(f"the model {model!r} could not be loaded: {error.message}") from None
     return OpenedEngine(
