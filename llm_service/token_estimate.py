@@ -19,7 +19,7 @@ _BOUNDS = (1.0, 6.0)
 # Letters of words come at least two to a token. Everything else (digits, punctuation, the bytes of other scripts)
 # may be a token each, and so may the letters of what is too long for a word: keys, hashes, encoded files.
 _NO_WORD = re.compile(rb"\S{25,}")
-_PAIRED = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ "
+_PAIRED = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 class TokenEstimate:

@@ -10,11 +10,13 @@ import urllib.request
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import pytest
 import pytest_asyncio
 
 from llm_service.devices import LlamaCppOptions
+from llm_service.engines.base import Engine
 from llm_service.engines.llama_cpp import LlamaCppEngine
 from llm_service.engines.model_files import bundled
 
@@ -85,6 +87,19 @@ def ollama_server(tmp_path_factory: pytest.TempPathFactory, embedded_model_path:
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
+
+
+def borrowed(engine: object) -> Engine:
+    """Lend an engine to a service that closes what it is given."""
+
+    class Borrowed:
+        def __getattr__(self, name: str) -> object:
+            return getattr(engine, name)
+
+        async def aclose(self) -> None:
+            """Leave it open for the next test."""
+
+    return cast("Engine", Borrowed())
 
 
 def _find_ollama() -> str:

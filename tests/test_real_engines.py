@@ -12,7 +12,7 @@ from llm_service.engines.base import Engine
 from llm_service.engines.llama_cpp import LlamaCppEngine
 from llm_service.engines.ollama import OllamaEngine
 from tests.live import Live, ask, collect, live_service, receive, send, start
-from tests.real_engines import EMBEDDED_WINDOW, OllamaServer
+from tests.real_engines import EMBEDDED_WINDOW, OllamaServer, borrowed
 
 STORY = "Tell me a very long story about a lighthouse keeper and the sea."
 LONG = {"max_tokens": 1500, "temperature": 0.0}
@@ -22,14 +22,7 @@ LONG = {"max_tokens": 1500, "temperature": 0.0}
 async def unclosed(engine: Engine, model: str) -> AsyncGenerator[Live, None]:
     """Run the service around an engine that outlives it."""
 
-    class Borrowed:
-        def __getattr__(self, name: str) -> object:
-            return getattr(engine, name)
-
-        async def aclose(self) -> None:
-            """Leave it open for the next test."""
-
-    async with live_service(Borrowed(), model=model, context_window=EMBEDDED_WINDOW) as live:  # type: ignore[arg-type]
+    async with live_service(borrowed(engine), model=model, context_window=EMBEDDED_WINDOW) as live:
         yield live
 
 

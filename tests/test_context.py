@@ -1,0 +1,284 @@
+"""Long conversations, tools, acks and summaries as a client meets them: over real sockets."""
+
+import asyncio
+import json
+import random
+from collections.abc import Iterable
+
+import httpx
+import msgspec
+import pytest
+
+from llm_service.conversation import Conversation
+from llm_service.engines.llama_cpp import LlamaCppEngine
+from llm_service.engines.ollama import OllamaEngine
+from llm_service.engines.scripted import ScriptedEngine
+from llm_service.errors import ContextOverflow
+from llm_service.generation import Finish, GenerationRequest, TakeDelta, ToolCall, Usage
+from llm_service.token_estimate import most_tokens
+from tests.live import Live, ask, collect, live_service, receive, send, start
+from tests.real_engines import EMBEDDED_WINDOW, OllamaServer, borrowed
+
+ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
+TOLD = "the boat lies in the harbour and its oars are kept dry over winter by old men who like to talk"
+WORDS = TOLD.split()
+
+
+def _echo(request: GenerationRequest) -> Iterable[str]:
+    if request.messages[0].content.startswith("You condense"):
+        return ["They ", "spoke ", "of ", "boats."]
+    return [f"{word} " for word in request.messages[-1].content.split()[:20]]
+
+
+def _engine(tokens_per_second: float = 2000) -> ScriptedEngine:
+    return ScriptedEngine(_echo, tokens_per_second=tokens_per_second, models=())
+
+
+def _said(request: GenerationRequest) -> list[tuple[str, str]]:
+    return [(message.role, message.content) for message in request.messages]
+
+
+async def _metric(live: Live, name: str) -> float:
+    async with httpx.AsyncClient(trust_env=False) as client:
+        text = (await client.get(f"{live.monitoring_url}/metrics")).text
+    return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(name))
+
+
+async def test_a_tool_is_called_and_answered() -> None:
+    """The model's call comes as an event, its result goes back, and the answer follows: one response, one end."""
+    engine = _engine()
+    async with live_service(engine) as live, live.connect() as socket:
+        await start(socket, tools=[ADD])
+        await send(socket, "user_message", text='call add {"a": 2, "b": 3}', id="u")
+        call = await receive(socket)
+        assert ("tool_call", "add", {"a": 2, "b": 3}) == (call["type"], call["name"], call["arguments"])
+        await send(socket, "tool_result", id="no such call", content="5")
+        assert "unexpected_tool_result" == (await receive(socket))["error"]["code"]
+        await send(socket, "tool_result", id=call["id"], content="five it is")
+        answer = await collect(socket)
+        assert ("five it is ", "u") == (answer.text, answer.terminal["id"])
+        assert "response_complete" == answer.terminal["type"]
+        await ask(socket, "thanks")
+    asked = ToolCall(call["id"], "add", json.dumps({"a": 2, "b": 3}))
+    roles = [message.role for message in engine.requests[-1].messages]
+    assert ["system", "user", "assistant", "tool", "assistant", "user"] == roles
+    (sent,) = engine.requests[-1].messages[2].tool_calls
+    assert (asked.name, json.loads(asked.arguments)) == (sent.name, json.loads(sent.arguments))
+
+
+async def test_a_cancel_while_a_tool_works() -> None:
+    """The turn ends, the call is not in the history, and a late result is refused."""
+    engine = _engine()
+    async with live_service(engine) as live, live.connect() as socket:
+        await start(socket, tools=[ADD])
+        await send(socket, "user_message", text="call add {}")
+        call = await receive(socket)
+        await send(socket, "cancel")
+        assert (await receive(socket))["success"]
+        await send(socket, "tool_result", id=call["id"], content="5")
+        assert "unexpected_tool_result" == (await receive(socket))["error"]["code"]
+        await send(socket, "update_config", config={"tools": None})
+        assert "session_configured" == (await receive(socket))["type"]
+        await ask(socket, "next")
+    assert not any(message.tool_calls for message in engine.requests[-1].messages)
+
+
+async def test_results_that_do_not_come_end_the_turn() -> None:
+    """After TOOL_TIMEOUT the client is told, and the session goes on."""
+    async with live_service(_engine(), {"TOOL_TIMEOUT": "0.3"}) as live, live.connect() as socket:
+        await start(socket, tools=[ADD])
+        await send(socket, "user_message", text="call add {}")
+        await receive(socket)
+        error = await receive(socket)
+        assert ("tool_results_overdue", True) == (error["error"]["code"], error["terminal"])
+        assert "hello " == (await ask(socket, "hello")).text
+
+
+async def test_an_interrupted_answer_ends_where_it_was_heard() -> None:
+    """`played` moves the point up to which an interrupted answer is kept."""
+    engine = _engine(100)
+    async with live_service(engine) as live, live.connect() as socket:
+        await start(socket)
+        await send(socket, "user_message", text="one two three four five six seven")
+        said = ""
+        while len(said) < 12:
+            said += (await receive(socket))["data"]
+        await send(socket, "played", chars=6)
+        await send(socket, "cancel")
+        await collect(socket)
+        await ask(socket, "next")
+    assert ("assistant", "one tw") == _said(engine.requests[-1])[2]
+
+
+async def test_a_partial_message_is_read_ahead() -> None:
+    """It asks the engine for one token of the prompt to come, and nothing of it reaches the client."""
+    engine = _engine()
+    async with live_service(engine) as live, live.connect() as socket:
+        await start(socket, warm=True)
+        await send(socket, "partial_message", text="how are")
+        async with asyncio.timeout(5):
+            while not engine.requests:
+                await asyncio.sleep(0.001)
+        assert "how are you " == (await ask(socket, "how are you")).text
+        warmed, asked = engine.requests
+        assert (1, "how are") == (warmed.sampling.max_tokens, warmed.messages[-1].content)
+        assert warmed.messages[:-1] == asked.messages[:-1]
+        assert 1 == await _metric(live, 'fasttalk_asides_total{kind="warm"')
+
+
+async def test_what_is_dropped_is_told_and_condensed() -> None:
+    """Dropped turns are counted in stats and metrics, and their summary stands in the prompts that follow."""
+    engine = _engine()
+    async with live_service(engine, {"DEFAULT_CONTEXT_WINDOW": "600"}, context_window=600) as live:
+        async with live.connect() as socket:
+            await start(socket, max_tokens=60, context_strategy="summarize", events=["context"])
+            for number in range(24):
+                answer = await ask(socket, f"{number} {' '.join(WORDS)}")
+                context = await receive(socket)
+                assert context["dropped"] == answer.terminal["stats"]["context"]["dropped"]
+                async with asyncio.timeout(5):
+                    while engine.running:
+                        await asyncio.sleep(0.001)
+        assert context["dropped"] >= 4
+        assert await _metric(live, "fasttalk_dropped_tokens_total") > 50
+        assert await _metric(live, 'fasttalk_asides_total{kind="summary",outcome="finished"}') >= 1
+    head = next(r for r in reversed(engine.requests) if not r.messages[0].content.startswith("You condense"))
+    assert head.messages[0].content.endswith("They spoke of boats.")
+
+
+# Texts of many kinds, as people write them and as machines do
+_KINDS = (
+    "The quick brown fox jumps over the lazy dog, and then it sleeps. ",
+    "Die Straßenbahn fährt heute später, größere Verspätungen sind möglich. ",
+    "今天天气很好，我们去公园散步吧。",
+    "今日は天気がいいので、公園へ散歩に行きましょう。",
+    "الطقس جميل اليوم فلنذهب إلى الحديقة. ",
+    "आज मौसम अच्छा है, चलो पार्क चलते हैं। ",
+    "วันนี้อากาศดีมากไปเดินเล่นกัน",
+    "def f(x):\n    return [i**2 for i in range(x) if i % 3 == 0]\n",
+    "🙂🎉🚀👩‍👩‍👧 ",
+    "+49 30 901820, 3.14159, 2026-11-26T03:13:00Z, $1,299.00. ",
+    "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+)
+
+
+def _text(dice: random.Random, longest: int) -> str:
+    pieces = [dice.choice(_KINDS) for _ in range(dice.randint(1, 6))]
+    return "".join(pieces * 20)[: dice.randint(1, longest)]
+
+
+@pytest.mark.embedded
+@pytest.mark.asyncio(loop_scope="session")
+class TestEmbedded:
+    async def test_no_text_has_more_tokens_than_the_most(self, embedded_engine: LlamaCppEngine) -> None:
+        """The real tokenizer never finds more tokens in a text than are held for the most it can have."""
+        dice = random.Random(1)
+        for text in [*(kind * 9 for kind in _KINDS), *(_text(dice, 900) for _ in range(150))]:
+            counted = await embedded_engine.count_tokens(embedded_engine.model, text)
+            assert counted is not None
+            assert counted <= most_tokens(text), text
+
+    @pytest.mark.parametrize("counts", [True, False], ids=["counted", "estimated"])
+    async def test_no_prompt_passes_the_window(self, embedded_engine: LlamaCppEngine, counts: bool) -> None:
+        """Of any conversation every prompt fits the real engine's window, with its own count and without it."""
+        dice = random.Random(2)
+        conversation, engine = Conversation(system_prompt="Be brief.", max_messages=1000), embedded_engine
+        sizes, dropped = [], 0
+        for _ in range(40):
+            text = _text(dice, 1500)
+            tokens = await engine.count_tokens(engine.model, text) if counts else None
+            try:
+                prompt = conversation.begin(text, context_window=EMBEDDED_WINDOW, max_tokens=256, tokens=tokens)
+            except ContextOverflow:
+                continue
+            dropped += prompt.dropped_turns
+            # SmolLM2's template, which the engine counts with its own tokens as one each.
+            said = "".join(f"<|im_start|>{m.role}\n{m.content}<|im_end|>\n" for m in prompt.messages)
+            real = await engine.count_tokens(engine.model, said + "<|im_start|>assistant\n")
+            assert real is not None
+            assert real <= EMBEDDED_WINDOW
+            sizes.append(real)
+            answer = _text(dice, 300)
+            more = await engine.count_tokens(engine.model, answer)
+            conversation.commit(answer, usage=Usage(prompt_tokens=real, completion_tokens=more or 0))
+        assert dropped > 10
+        assert max(sizes) > EMBEDDED_WINDOW / 2
+
+    async def test_the_prompt_stays_in_the_cache(self, embedded_engine: LlamaCppEngine) -> None:
+        """From turn to turn, and after a partial message, only what is new is evaluated."""
+        async with (
+            live_service(borrowed(embedded_engine), model=embedded_engine.model, context_window=2048) as live,
+            live.connect() as socket,
+        ):
+            await start(socket, max_tokens=24, temperature=0.0, warm=True, system_prompt=" ".join(WORDS * 10))
+            first = (await ask(socket, "Say hello.")).terminal["stats"]
+            text = " ".join(WORDS * 4)
+            await send(socket, "partial_message", text=text)
+            async with asyncio.timeout(20):
+                while not await _metric(live, 'fasttalk_asides_total{kind="warm",outcome="finished"}'):
+                    await asyncio.sleep(0.02)
+            second = (await ask(socket, text + " and go home")).terminal["stats"]
+        evaluated = second["prompt_tokens"] - second["cached_tokens"]
+        print(
+            f"\nfirst prompt {first['prompt_tokens']} tokens; second {second['prompt_tokens']}, evaluated {evaluated}"
+        )
+        assert second["prompt_tokens"] > first["prompt_tokens"] + 60
+        assert evaluated < 20
+
+
+class _Smaller:
+    """An engine with a smaller window than the service knows of; notes how each generation ended."""
+
+    def __init__(self, engine: OllamaEngine) -> None:
+        self._engine = engine
+        self.asked: list[type[Exception] | None] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._engine, name)
+
+    async def generate(self, request: GenerationRequest, take: TakeDelta) -> Finish:
+        try:
+            finish = await self._engine.generate(msgspec.structs.replace(request, context_window=256), take)
+        except ContextOverflow as error:
+            self.asked.append(type(error))
+            raise
+        self.asked.append(None)
+        return finish
+
+    async def aclose(self) -> None:
+        await self._engine.aclose()
+
+
+@pytest.mark.ollama
+class TestOllama:
+    async def test_an_overflow_is_tried_again_with_less_history(self, ollama_server: OllamaServer) -> None:
+        """A prompt that Ollama finds too long is asked again with less of the history, and the drop is told."""
+        engine = _Smaller(OllamaEngine(ollama_server.url))
+        async with (
+            live_service(borrowed(engine), model=ollama_server.model, context_window=512) as live,
+            live.connect() as socket,
+        ):
+            await start(socket, max_tokens=8, temperature=0.0, system_prompt="Be brief.")
+            answers = [await ask(socket, f"{number}: {' '.join(WORDS)}") for number in range(7)]
+        await engine.aclose()
+        assert {"response_complete"} == {answer.terminal["type"] for answer in answers}
+        assert all(answer.text for answer in answers)
+        assert ContextOverflow in engine.asked
+        assert answers[-1].terminal["stats"]["context"]["dropped"] > 0
+        assert max(answer.terminal["stats"]["prompt_tokens"] for answer in answers) <= 256
+
+    async def test_the_first_answer_costs_no_load(self, ollama_server: OllamaServer) -> None:
+        """Ready means loaded: the model is in memory with the window that answers ask for, and stays there."""
+        engine = OllamaEngine(ollama_server.url)
+        await engine.load(ollama_server.model, 512)
+        before = await engine.loaded()
+        async with (
+            live_service(engine, model=ollama_server.model, context_window=512) as live,
+            live.connect() as socket,
+        ):
+            # A smaller window of a session's own must not make Ollama load the model again.
+            await start(socket, max_tokens=8, context_window=300)
+            await ask(socket, "hello")
+            assert before == await engine.loaded()
+        (window,) = before.values()
+        assert 512 == window
