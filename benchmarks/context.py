@@ -157,9 +157,12 @@ def _row(strategy: Strategy, turns: int, ollama: str, folder: Path, threads: int
         missing.note = real_engines.OLLAMA_ADVICE
         return missing, []
     _say(f"{strategy.name}: {turns} turns")
+    began = time.monotonic()
     try:
         with context_engines.started(strategy, ollama, folder, threads) as asked:
-            return converse(strategy, asked, turns)
+            row, answers = converse(strategy, asked, turns)
+        _say(f"{strategy.name}: {len(row.turns)} answered in {time.monotonic() - began:.0f} s")
+        return row, answers
     except (BenchmarkFailed, OSError) as error:
         # The others' figures are still worth having.
         _say(f"{strategy.name} FAILED: {error}")
