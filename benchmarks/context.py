@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,21 +134,16 @@ def counted(turns: Sequence[Turn], answers: Sequence[str], count: Callable[[Sequ
         turn.new = new
 
 
-def run(strategies: Sequence[Strategy], turns: int, ollama: str, threads: int | None) -> list[Row]:
-    """Hold every conversation; says on standard error how far it is."""
-    rows: list[Row] = []
+def run(strategies: Sequence[Strategy], turns: int, ollama: str, threads: int | None) -> Iterator[Row]:
+    """Hold one conversation after the other and yield its row; says on standard error how far it is."""
     with tempfile.TemporaryDirectory(prefix="fasttalk-context-") as name:
-        folder = Path(name)
-        answers: list[list[str]] = []
         for number, strategy in enumerate(strategies):
-            row, said = _row(strategy, turns, ollama, folder / f"{number}", threads)
-            rows.append(row)
-            answers.append(said)
-        if any(answers):
-            with context_engines.tokenizer(folder / "tokenizer") as count:
-                for row, said in zip(rows, answers, strict=True):
-                    counted(row.turns, said, count)
-    return rows
+            folder = Path(name) / f"{number}"
+            row, answers = _row(strategy, turns, ollama, folder, threads)
+            if row.turns:
+                with context_engines.tokenizer(folder / "tokenizer") as count:
+                    counted(row.turns, answers, count)
+            yield row
 
 
 def _row(strategy: Strategy, turns: int, ollama: str, folder: Path, threads: int | None) -> tuple[Row, list[str]]:
@@ -207,12 +202,17 @@ def _run(options: argparse.Namespace) -> int:
     strategies = chosen(options.engines)
     ollama = real_engines.find_ollama(options.ollama)
     described = {**machine(), **real_engines.versions(ollama)}
-    rows = run(strategies, options.turns, ollama, options.threads)
-    described["load_after"] = f"{os.getloadavg()[0]:.2f}"
-    print(table(rows, options.turns))
     arguments = sys.argv[1:] if "context" in sys.argv[1:2] else ["context", *sys.argv[1:]]
     command = " ".join(["python -m benchmarks", *arguments])
-    for path in write(options.out, rows, described, options.turns, command):
+    rows: list[Row] = []
+    written: list[Path] = []
+    for row in run(strategies, options.turns, ollama, options.threads):
+        rows.append(row)
+        described["load_after"] = f"{os.getloadavg()[0]:.2f}"
+        # After each one: a run takes long, and one that is cut short has its use.
+        written = write(options.out, rows, described, options.turns, command)
+    print(table(rows, options.turns))
+    for path in written:
         _say(f"wrote {show(path)}")
     return int(any(row.failed for row in rows))
 

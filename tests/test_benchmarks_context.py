@@ -248,7 +248,7 @@ class TestChoice:
 
     def test_without_ollama(self) -> None:
         """Its rows say what to do."""
-        rows = context.run(context.chosen("ollama"), 1, "", None)
+        rows = list(context.run(context.chosen("ollama"), 1, "", None))
         assert [False] * 3 == [row.failed for row in rows]
         assert all("build-ollama" in row.note for row in rows)
 
