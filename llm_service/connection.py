@@ -43,7 +43,6 @@ from llm_service.outbox import Outbox
 from llm_service.parsing import parse
 from llm_service.session import Session
 from llm_service.session_manager import SessionManager
-from llm_service.summary import Condensation
 from llm_service.wire import Wire
 
 STOPPING = "the service stops; send the message again, elsewhere"
@@ -278,7 +277,7 @@ class Connection:
                 case Warm(request):
                     self._asides.warm(request)
                 case Condense(job):
-                    self._asides.condense(effect, partial(self._condensed, job))
+                    self._asides.condense(effect, partial(self._session.condensed, job))
                 case Dropped(tokens):
                     self._metrics.count_dropped(tokens)
 
@@ -304,9 +303,6 @@ class Connection:
         self._asides.stop_warming()
         self._responder = self._tasks.create_task(work)
 
-    def _condensed(self, job: Condensation, text: str | None) -> None:
-        self._carry_out(self._session.condensed(job, text))
-
     async def _count(self, effect: Count) -> None:
         tokens = await self._engine.count_tokens(effect.model, effect.text)
         self._carry_out(self._session.counted(effect.response, tokens, monotonic()))
@@ -330,7 +326,7 @@ class Connection:
             effects = session.failed(number, crash, monotonic())
         else:
             effects = session.finished(number, finish, monotonic())
-            self._log_response(effect, finish.reason, self._last_answer())
+            self._log_response(effect, finish.reason, "" if finish.tool_calls else self._last_answer())
         self._carry_out(effects)
 
     def _log_response(self, effect: Generate, outcome: str, answer: str, **fields: str) -> None:
@@ -339,8 +335,8 @@ class Connection:
         self._log.info("response", response=effect.response, outcome=outcome, prompt=prompt, answer=answer, **fields)
 
     def _last_answer(self) -> str:
-        turns = self._session.conversation.turns
-        return turns[-1].answer if turns else ""
+        last = self._session.conversation.last
+        return last.answer if last is not None else ""
 
     async def _stream(self, effect: Generate) -> Finish:
         try:

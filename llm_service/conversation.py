@@ -248,6 +248,8 @@ class Conversation:
 
     def cut(self, kept: str) -> None:
         """Let the newest answer be no more than this, its beginning, and mark it as interrupted."""
+        if not self._history.turns:
+            return  # it was dropped meanwhile
         turn = self._history.turns[-1]
         turn.tokens = max(0, turn.tokens - self._estimate(turn.answer) + self._estimate(kept))
         turn.answer, turn.interrupted, turn.counted = kept, True, False

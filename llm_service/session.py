@@ -19,6 +19,7 @@ from dataclasses import replace
 import msgspec
 
 from llm_service import events
+from llm_service.condenser import Condenser
 from llm_service.conversation import Conversation, Prompt
 from llm_service.counters import Counters
 from llm_service.effects import Condense, Count, Dropped, Effect, Generate, Send, Stop, Warm
@@ -35,16 +36,12 @@ from llm_service.errors import (
 from llm_service.events import Thinking, Token
 from llm_service.generation import Delta, Finish, GenerationRequest, Message, SamplingParams, TakeDelta
 from llm_service.response import Response
-from llm_service.session_config import SessionConfig, config_as_sent, merge_config, wants
+from llm_service.session_config import SessionConfig, config_as_sent, merge_config
 from llm_service.session_defaults import SessionDefaults
-from llm_service.summary import Condensation, cleaned, condensation
+from llm_service.summary import Condensation
 
 # Times that a model may ask for tools before it answers.
 MAX_TOOL_STEPS = 16
-# Summaries that come to nothing, in a row, before what they were to stand for is let go.
-MAX_FAILED_SUMMARIES = 3
-# Share of the high mark past which history is condensed between turns, before a turn has to drop it.
-EARLY = 0.8
 
 UNKNOWN_SESSION = "the session is not known here; this is a new one"
 
@@ -64,15 +61,13 @@ class Session:
 
     __slots__ = (
         "_active_at",
-        "_condensed",
-        "_condensing",
-        "_config",
+        "_choices",
+        "_condenser",
         "_conversation",
         "_counters_before",
         "_defaults",
         "_dropped_before",
         "_ended",
-        "_failed_summaries",
         "_greeted",
         "_last_response",
         "_new_id",
@@ -92,11 +87,7 @@ class Session:
         self._response: Response | None = None
         self._last_response = 0
         self._ended: Response | None = None  # the newest one that has ended, while its turn is the newest
-        self._condensing: Condensation | None = None
-        self._condensed: tuple[Condensation, str] | None = None  # what came of it while a response ran
-        self._failed_summaries = 0  # in a row
         self._dropped_before = 0  # tokens that were told of
-        self._conversation = self._new_conversation()
         self._refusing: FastTalkError | None = None
         self._queue: list[events.UserMessage] = []
         self.counters = Counters()
@@ -121,7 +112,7 @@ class Session:
     @property
     def config(self) -> SessionConfig:
         """What the client chose."""
-        return self._config
+        return self._choices.config
 
     @property
     def conversation(self) -> Conversation:
@@ -148,7 +139,7 @@ class Session:
             tokens_generated=counters.tokens_generated - before.tokens_generated,
             generations_completed=counters.generations_completed - before.generations_completed,
             errors_count=counters.errors - before.errors,
-            config=config_as_sent(self._config),
+            config=config_as_sent(self.config),
         )
 
     # Events in
@@ -209,7 +200,7 @@ class Session:
             now = clock()
             times.append(now)
             if delta.thinking:
-                if wants(self._config, "thinking"):
+                if "thinking" in self._choices.events:
                     send(Thinking(data=delta.text))
                 return
             if response.first_token_at is None:
@@ -241,13 +232,13 @@ class Session:
         stats = response.stats(
             finish,
             now,
-            context_window=self._defaults.window_for(self._config),
+            context_window=self._choices.window,
             dropped_turns=self._conversation.dropped_turns,
         )
         self.counters.tokens_generated += stats.tokens_generated
         self.counters.generations_completed += 1
         effects: list[Effect] = [Send(events.ResponseComplete(stats=stats, id=response.id))]
-        if wants(self._config, "context"):
+        if "context" in self._choices.events:
             use = stats.context
             effects.append(Send(events.Context(used=use.used, limit=use.limit, dropped=use.dropped)))
         return effects + self._settle() + self._next(now)
@@ -263,10 +254,7 @@ class Session:
         self._active_at = now
         if isinstance(error, ContextOverflow) and not response.deltas and not response.retried:
             response.retried = True
-            sampling = self._defaults.sampling_for(self._config)
-            shorter = self._conversation.retry(
-                context_window=self._defaults.window_for(self._config), max_tokens=sampling.max_tokens
-            )
+            shorter = self._conversation.retry(**self._bounds())
             if shorter is not None:
                 return [self._generate(response, shorter)]
         self._response = None
@@ -284,15 +272,11 @@ class Session:
         )
         return self.failed(response.number, error, now)
 
-    def condensed(self, job: Condensation, text: str | None) -> list[Effect]:
-        """Take what the engine made of dropped turns; None: nothing. It counts only for the history it was made of."""
-        if job is not self._condensing:
-            return []
-        self._condensing = None
-        self._condensed = (job, text or "")
+    def condensed(self, job: Condensation, text: str | None) -> None:
+        """Take what the engine made of dropped turns; None: nothing."""
+        self._condenser.answered(job, text or "")
         if self._response is None:
-            self._take_summary()
-        return []
+            self._condenser.settle()
 
     def expire(self, now: float) -> list[Effect]:
         """End the session because its client has been silent for too long; there may be none to end."""
@@ -338,7 +322,7 @@ class Session:
         effects = self._ensure_active(now)
         if self._response is None:
             return effects + self._respond(event, now)
-        match self._config.on_busy or "reject":
+        match self._choices.on_busy:
             case "interrupt":
                 return effects + self._stop_all() + self._respond(event, now)
             case "queue":
@@ -355,13 +339,13 @@ class Session:
             error = QueueFull(f"{limit} messages wait already; send this one again after a response")
             return [self._error(error, id=event.id)]
         self._queue.append(event)
-        if not wants(self._config, "queued"):
+        if "queued" not in self._choices.events:
             return []
         return [Send(events.Queued(position=len(self._queue), id=event.id))]
 
     def _update_config(self, event: events.UpdateConfig, now: float) -> list[Effect]:
         effects = self._ensure_active(now)
-        config = merge_config(self._config, event.config)
+        config = merge_config(self.config, event.config)
         if (error := self._defaults.refusal(config)) is not None:
             return [*effects, self._error(error)]
         self._set_config(config)
@@ -389,15 +373,12 @@ class Session:
 
     def _partial_message(self, event: events.PartialMessage) -> list[Effect]:
         idle = self._state is SessionState.ACTIVE and self._response is None and self._refusing is None
-        if not (idle and event.text.strip() and self._defaults.warms(self._config)):
+        if not (idle and event.text.strip() and self._choices.warms):
             return []
-        sampling = self._defaults.sampling_for(self._config)
-        messages = self._conversation.peek(
-            event.text, context_window=self._defaults.window_for(self._config), max_tokens=sampling.max_tokens
-        )
+        messages = self._conversation.peek(event.text, **self._bounds())
         if messages is None:
             return []  # the real message will begin otherwise
-        return [Warm(self._request(messages, msgspec.structs.replace(sampling, max_tokens=1)))]
+        return [Warm(self._request(messages, msgspec.structs.replace(self._choices.sampling, max_tokens=1)))]
 
     def _tool_result(self, event: events.ToolResult) -> list[Effect]:
         response = self._response
@@ -416,28 +397,19 @@ class Session:
 
     def _respond(self, message: events.UserMessage, now: float) -> list[Effect]:
         response = Response(number=self._last_response + 1, id=message.id, started_at=now)
-        if self._defaults.counts_tokens and self._conversation.needs_count(
-            message.text,
-            context_window=self._defaults.window_for(self._config),
-            max_tokens=self._defaults.sampling_for(self._config).max_tokens,
-        ):
+        if self._defaults.counts_tokens and self._conversation.needs_count(message.text, **self._bounds()):
             self._response = response
             self._last_response = response.number
             response.uncounted = message
-            return [Count(response.number, self._defaults.model_for(self._config), message.text)]
+            return [Count(response.number, self._choices.model, message.text)]
         return self._ask(response, message, now, None)
 
     def _ask(self, response: Response, message: events.UserMessage, now: float, tokens: int | None) -> list[Effect]:
         self._response = None
-        window = self._defaults.window_for(self._config)
+        # The engine refuses what is too long for its own window, but not for a smaller one of the session's.
+        refuses = self._choices.window == self._defaults.context_window
         try:
-            prompt = self._conversation.begin(
-                message.text,
-                context_window=window,
-                max_tokens=self._defaults.sampling_for(self._config).max_tokens,
-                engine_counts=window == self._defaults.context_window,
-                tokens=tokens,
-            )
+            prompt = self._conversation.begin(message.text, engine_counts=refuses, tokens=tokens, **self._bounds())
         except FastTalkError as error:
             return [self._error(error, id=message.id, terminal=True), *self._next(now)]
         self._response = response
@@ -445,12 +417,12 @@ class Session:
         self._ended = None
         self.counters.turns += 1
         effects: list[Effect] = []
-        if wants(self._config, "response_started"):
+        if "response_started" in self._choices.events:
             effects.append(Send(events.ResponseStarted(id=message.id)))
         return [*effects, self._generate(response, prompt)]
 
     def _generate(self, response: Response, prompt: Prompt) -> Generate:
-        sampling, window = self._defaults.sampling_for(self._config), self._defaults.window_for(self._config)
+        sampling, window = self._choices.sampling, self._choices.window
         if window < self._defaults.context_window:
             # The engine has a larger window, and would go on into it.
             room = max(1, window - prompt.tokens)
@@ -459,15 +431,15 @@ class Session:
 
     def _request(self, messages: tuple[Message, ...], sampling: SamplingParams) -> GenerationRequest:
         return GenerationRequest(
-            model=self._defaults.model_for(self._config),
+            model=self._choices.model,
             messages=messages,
             sampling=sampling,
             # The session's own window bounds its prompts; the engine is told the same for everyone, since
             # another number makes Ollama load the model anew.
             context_window=self._defaults.context_window,
-            think=self._config.think,
+            think=self.config.think,
             session_id=self.id,
-            tools=self._defaults.tools_for(self._config),
+            tools=self._choices.tools,
         )
 
     def _ask_tools(self, response: Response, finish: Finish, now: float) -> list[Effect]:
@@ -482,44 +454,24 @@ class Session:
         ]
 
     def _settle(self) -> list[Effect]:
-        """After a turn: tell what was dropped, and see to it that it is condensed."""
+        """After a turn: see to it that what is dropped is condensed, and tell how much was."""
         effects: list[Effect] = []
         conversation = self._conversation
-        self._take_summary()
-        if self._condensing is None and self._state is SessionState.ACTIVE:
-            effects += self._condense()
+        self._condenser.settle()
+        job = self._condenser.next(self._choices)
         if conversation.dropped_tokens != self._dropped_before:
-            effects.insert(0, Dropped(conversation.dropped_tokens - self._dropped_before))
+            effects.append(Dropped(conversation.dropped_tokens - self._dropped_before))
             self._dropped_before = conversation.dropped_tokens
+        if job is not None:
+            longest = self._defaults.summary_max_tokens
+            sampling = SamplingParams(temperature=0.0, top_p=1.0, top_k=1, max_tokens=longest)
+            request = self._request(job.messages, sampling)
+            # It shares no prefix with the session's prompts, and is to be short.
+            effects.append(Condense(job, msgspec.structs.replace(request, think=False, tools=(), session_id="")))
         return effects
 
-    def _take_summary(self) -> None:
-        if self._condensed is None:
-            return
-        job, text = self._condensed
-        self._condensed = None
-        summary = cleaned(text, job, max_tokens=self._defaults.summary_max_tokens)
-        self._failed_summaries = (
-            0 if summary and self._conversation.condensed(job, summary) else (self._failed_summaries + 1)
-        )
-        if self._failed_summaries >= MAX_FAILED_SUMMARIES:
-            self._failed_summaries = 0
-            self._conversation.dropped.clear()
-
-    def _condense(self) -> list[Effect]:
-        if not self._defaults.summarizes(self._config):
-            return []
-        conversation, window = self._conversation, self._defaults.window_for(self._config)
-        sampling, longest = self._defaults.sampling_for(self._config), self._defaults.summary_max_tokens
-        conversation.shed(EARLY, context_window=window, max_tokens=sampling.max_tokens)
-        job = condensation(conversation.dropped, conversation.summary, room=window - longest, max_tokens=longest)
-        if job is None:
-            conversation.dropped.clear()  # the window has no room to read them in
-            return []
-        self._condensing = job
-        sampling = SamplingParams(temperature=0.0, top_p=1.0, top_k=1, max_tokens=longest)
-        request = msgspec.structs.replace(self._request(job.messages, sampling), think=False, tools=(), session_id="")
-        return [Condense(job, request)]
+    def _bounds(self) -> dict[str, int]:
+        return {"context_window": self._choices.window, "max_tokens": self._choices.sampling.max_tokens}
 
     def _next(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
@@ -572,18 +524,14 @@ class Session:
             )
         self._active_at = now
         self._ended = None
-        self._condensing = None
-        self._condensed = None
         self._dropped_before = 0
-        self._conversation = self._new_conversation()
-        self._set_config(config)
-
-    def _new_conversation(self) -> Conversation:
-        return Conversation(
+        self._conversation = Conversation(
             max_messages=self._defaults.max_history_messages,
             low_water=self._defaults.low_water,
             high_water=self._defaults.high_water,
         )
+        self._condenser = Condenser(self._conversation, max_tokens=self._defaults.summary_max_tokens)
+        self._set_config(config)
 
     def _ensure_active(self, now: float) -> list[Effect]:
         """Start a session with the defaults for a client that did not."""
@@ -600,7 +548,7 @@ class Session:
         started = events.SessionStarted(
             session_id=self.id,
             provider=self._defaults.provider,
-            model=self._defaults.model_for(self._config),
+            model=self._choices.model,
             resumed=False if resume_refused else None,
             reason=UNKNOWN_SESSION if resume_refused else None,
         )
@@ -616,9 +564,9 @@ class Session:
         return Send(configured)
 
     def _set_config(self, config: SessionConfig) -> None:
-        self._config = config
-        self._conversation.set_system_prompt(self._defaults.system_prompt_for(config))
-        self._conversation.keep_dropped = self._defaults.summarizes(config)
+        self._choices = self._defaults.choices(config)
+        self._conversation.set_system_prompt(self._choices.system_prompt)
+        self._conversation.keep_dropped = self._choices.summarizes
 
     def _error(self, error: FastTalkError, *, id: str | None = None, terminal: bool = False) -> Send:  # noqa: A002
         self.counters.errors += 1

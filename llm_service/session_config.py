@@ -8,8 +8,6 @@ from typing import Annotated, Any, Literal
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from llm_service.generation import Tool
-
 OptionalEvent = Literal["response_started", "thinking", "queued", "context"]
 OnBusy = Literal["reject", "interrupt", "queue"]
 ContextStrategy = Literal["trim", "summarize"]
@@ -100,18 +98,6 @@ def config_as_sent(config: SessionConfig) -> dict[str, Any]:
 def merge_config(old: SessionConfig, new: SessionConfig) -> SessionConfig:
     """Return `old` with the keys that `new` gives; a null takes the service's default again."""
     return old.model_copy(update={key: getattr(new, key) for key in new.model_fields_set})
-
-
-def wants(config: SessionConfig, event: OptionalEvent) -> bool:
-    """Whether the client asked for this optional event."""
-    return config.events is not None and event in config.events
-
-
-def tools_of(config: SessionConfig) -> tuple[Tool, ...]:
-    """Return the configuration's tools as engines take them."""
-    return tuple(
-        Tool(spec.function.name, spec.function.description, spec.function.parameters) for spec in config.tools or ()
-    )
 
 
 def _keys(schema: object) -> set[str]:

@@ -4,12 +4,31 @@ from dataclasses import dataclass
 
 from llm_service.errors import InvalidConfig
 from llm_service.generation import SamplingParams, Tool
-from llm_service.session_config import ContextStrategy, SessionConfig, tools_of
+from llm_service.session_config import ContextStrategy, OnBusy, OptionalEvent, SessionConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What holds in a session: its client's configuration, laid over the service's defaults.
+
+    `config` is as the client sent it; `window` is the tokens that prompt and answer may have together.
+    """
+
+    config: SessionConfig
+    model: str
+    window: int
+    sampling: SamplingParams
+    system_prompt: str
+    tools: tuple[Tool, ...]
+    on_busy: OnBusy
+    summarizes: bool
+    warms: bool
+    events: frozenset[OptionalEvent]
 
 
 @dataclass(frozen=True, slots=True)
 class SessionDefaults:
-    """The service's own choices; a session's configuration is laid over them.
+    """The service's own choices, and those a client may make.
 
     `models` are those a client may ask for. `context_window`, in tokens, is the one the engine is told and
     the largest a session may have. `low_water` and `high_water` are shares of a prompt's room; `warm` whether
@@ -41,20 +60,25 @@ class SessionDefaults:
             return InvalidConfig(f"config.context_window: must be at most {self.context_window}")
         return None
 
-    def model_for(self, config: SessionConfig) -> str:
-        """Return the model that generates."""
-        return config.model or self.model
+    def choices(self, config: SessionConfig) -> Choices:
+        """Lay a client's configuration over the defaults; it may choose to have no system prompt by an empty one."""
+        return Choices(
+            config=config,
+            model=config.model or self.model,
+            window=config.context_window or self.context_window,
+            sampling=self._sampling(config),
+            system_prompt=self.system_prompt if config.system_prompt is None else config.system_prompt,
+            tools=tuple(
+                Tool(spec.function.name, spec.function.description, spec.function.parameters)
+                for spec in config.tools or ()
+            ),
+            on_busy=config.on_busy or "reject",
+            summarizes=(config.context_strategy or self.context_strategy) == "summarize",
+            warms=self.warm if config.warm is None else config.warm,
+            events=frozenset(config.events or ()),
+        )
 
-    def window_for(self, config: SessionConfig) -> int:
-        """Return the tokens that prompt and answer may have together."""
-        return config.context_window or self.context_window
-
-    def system_prompt_for(self, config: SessionConfig) -> str:
-        """Return the text that stands before the conversation; a client may choose none by an empty one."""
-        return self.system_prompt if config.system_prompt is None else config.system_prompt
-
-    def sampling_for(self, config: SessionConfig) -> SamplingParams:
-        """Return how tokens are chosen."""
+    def _sampling(self, config: SessionConfig) -> SamplingParams:
         default = self.sampling
         return SamplingParams(
             temperature=default.temperature if config.temperature is None else config.temperature,
@@ -64,15 +88,3 @@ class SessionDefaults:
             stop=tuple(config.stop or ()),
             seed=config.seed,
         )
-
-    def summarizes(self, config: SessionConfig) -> bool:
-        """Return whether what is dropped is condensed."""
-        return (config.context_strategy or self.context_strategy) == "summarize"
-
-    def warms(self, config: SessionConfig) -> bool:
-        """Return whether partial messages warm the engine's prompt cache."""
-        return self.warm if config.warm is None else config.warm
-
-    def tools_for(self, config: SessionConfig) -> tuple[Tool, ...]:
-        """Return the functions the model may ask for."""
-        return tools_of(config)

@@ -5,7 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from llm_service import errors, events
-from llm_service.session_config import SessionConfig, config_as_sent, merge_config, wants
+from llm_service.session_config import SessionConfig, config_as_sent, merge_config
 
 STATS: dict[str, Any] = {
     "tokens_generated": 12,
@@ -172,12 +172,3 @@ def test_merge_config_leaves_both_as_they_were() -> None:
     assert (5, 6) == (old.top_k, new.top_k)
     with pytest.raises(ValidationError):
         old.top_k = 7  # type: ignore[misc]
-
-
-def test_wants() -> None:
-    """Optional events are for clients that named them."""
-    config = SessionConfig(events=["thinking"])
-
-    assert wants(config, "thinking")
-    assert not wants(config, "queued")
-    assert not wants(SessionConfig(), "thinking")

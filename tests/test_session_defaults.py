@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import pytest
 
 from llm_service.errors import InvalidConfig
-from llm_service.generation import SamplingParams
-from llm_service.session_config import SessionConfig
-from llm_service.session_defaults import SessionDefaults
+from llm_service.generation import SamplingParams, Tool
+from llm_service.session_config import SessionConfig, ToolFunction, ToolSpec
+from llm_service.session_defaults import Choices, SessionDefaults
 
 DEFAULTS = SessionDefaults(
     provider="scripted",
@@ -49,12 +51,20 @@ def test_what_is_not_offered_is_refused(config: SessionConfig, message: str) -> 
 
 def test_nothing_chosen_is_the_default() -> None:
     """A session whose client chose nothing is what the service says."""
-    config = SessionConfig()
-
-    assert "small" == DEFAULTS.model_for(config)
-    assert 8192 == DEFAULTS.window_for(config)
-    assert "Be kind." == DEFAULTS.system_prompt_for(config)
-    assert DEFAULTS.sampling == DEFAULTS.sampling_for(config)
+    assert DEFAULTS.choices(SessionConfig()) == Choices(
+        config=SessionConfig(),
+        model="small",
+        window=8192,
+        sampling=DEFAULTS.sampling,
+        system_prompt="Be kind.",
+        tools=(),
+        on_busy="reject",
+        summarizes=False,
+        warms=False,
+        events=frozenset(),
+    )
+    other = replace(DEFAULTS, context_strategy="summarize", warm=True).choices(SessionConfig())
+    assert (True, True) == (other.summarizes, other.warms)
 
 
 def test_what_was_chosen_is_had() -> None:
@@ -69,22 +79,38 @@ def test_what_was_chosen_is_had() -> None:
         max_tokens=16,
         stop=["END"],
         seed=7,
+        on_busy="queue",
+        context_strategy="summarize",
+        warm=True,
+        tools=[ToolSpec(function=ToolFunction(name="add", description="adds"))],
+        events=["thinking"],
     )
 
-    assert "large" == DEFAULTS.model_for(config)
-    assert 512 == DEFAULTS.window_for(config)
-    assert "Be short." == DEFAULTS.system_prompt_for(config)
-    assert SamplingParams(1.5, 0.5, 1, 16, stop=("END",), seed=7) == DEFAULTS.sampling_for(config)
+    assert DEFAULTS.choices(config) == Choices(
+        config=config,
+        model="large",
+        window=512,
+        sampling=SamplingParams(1.5, 0.5, 1, 16, stop=("END",), seed=7),
+        system_prompt="Be short.",
+        tools=(Tool("add", "adds", {"type": "object", "properties": {}}),),
+        on_busy="queue",
+        summarizes=True,
+        warms=True,
+        events=frozenset({"thinking"}),
+    )
+    eager = replace(DEFAULTS, context_strategy="summarize", warm=True)
+    chosen = eager.choices(SessionConfig(context_strategy="trim", warm=False))
+    assert (False, False) == (chosen.summarizes, chosen.warms)
 
 
 def test_zeros_are_choices() -> None:
     """A zero is not taken for nothing: temperature 0 is the likeliest token, seed 0 is a seed."""
-    sampling = DEFAULTS.sampling_for(SessionConfig(temperature=0.0, top_p=0.0, seed=0, stop=[]))
+    sampling = DEFAULTS.choices(SessionConfig(temperature=0.0, top_p=0.0, seed=0, stop=[])).sampling
 
     assert SamplingParams(0.0, 0.0, 40, 2048, stop=(), seed=0) == sampling
 
 
 def test_empty_system_prompt_is_none() -> None:
     """A client may choose to have no system prompt; a null takes the service's."""
-    assert "" == DEFAULTS.system_prompt_for(SessionConfig(system_prompt=""))
-    assert "Be kind." == DEFAULTS.system_prompt_for(SessionConfig(system_prompt=None))
+    assert "" == DEFAULTS.choices(SessionConfig(system_prompt="")).system_prompt
+    assert "Be kind." == DEFAULTS.choices(SessionConfig(system_prompt=None)).system_prompt

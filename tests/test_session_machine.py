@@ -13,7 +13,7 @@ from llm_service.effects import Effect, Generate, Send, Stop
 from llm_service.errors import EngineTimeout, InvalidJSON
 from llm_service.generation import Delta, Finish, SamplingParams, Usage
 from llm_service.session import Session, SessionState
-from llm_service.session_config import SessionConfig, wants
+from llm_service.session_config import SessionConfig
 from llm_service.session_defaults import SessionDefaults
 from tests.sessions import say
 
@@ -113,7 +113,7 @@ class SessionMachine(RuleBasedStateMachine):
         if busy and mode != "interrupt":
             queued = id_ in self.client.waiting
             assert queued == (id_ in self.client.open)
-            assert len(sent) == (not queued) + (queued and wants(self.session.config, "queued"))
+            assert len(sent) == (not queued) + (queued and "queued" in (self.session.config.events or ()))
 
     @rule(text=TEXTS)
     def speak_again(self, text: str) -> None:
@@ -204,7 +204,7 @@ class SessionMachine(RuleBasedStateMachine):
         elif not thinking:
             assert events.Token(data=text) == event
             self.client.answers[number].said += text
-        elif wants(self.session.config, "thinking"):
+        elif "thinking" in (self.session.config.events or ()):
             assert events.Thinking(data=text) == event
         else:
             assert event is None

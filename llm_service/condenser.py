@@ -1,0 +1,56 @@
+"""Has what a conversation dropped condensed, one request at a time. Pure."""
+
+from llm_service.conversation import Conversation
+from llm_service.session_defaults import Choices
+from llm_service.summary import Condensation, cleaned, condensation
+
+# Summaries that come to nothing, in a row, before what they were to stand for is let go.
+MAX_FAILED = 3
+# Share of the high mark past which history is dropped between turns, before a turn has to do it.
+EARLY = 0.8
+
+
+class Condenser:
+    """Of one conversation. `max_tokens` is what a summary may have."""
+
+    __slots__ = ("_answer", "_conversation", "_failed", "_job", "_max_tokens")
+
+    def __init__(self, conversation: Conversation, *, max_tokens: int) -> None:
+        self._conversation = conversation
+        self._max_tokens = max_tokens
+        self._job: Condensation | None = None
+        self._answer: tuple[Condensation, str] | None = None
+        self._failed = 0  # in a row
+
+    def answered(self, job: Condensation, text: str) -> None:
+        """Take what the engine said; it counts from the next `settle` on, and only for the history it was made of."""
+        if job is self._job:
+            self._job = None
+            self._answer = (job, text)
+
+    def settle(self) -> None:
+        """Let the summary stand that is ready, if any; no turn may be open."""
+        if self._answer is None:
+            return
+        job, text = self._answer
+        self._answer = None
+        summary = cleaned(text, job, max_tokens=self._max_tokens)
+        if summary and self._conversation.condensed(job, summary):
+            self._failed = 0
+            return
+        self._failed += 1
+        if self._failed >= MAX_FAILED:
+            self._failed = 0
+            self._conversation.dropped.clear()
+
+    def next(self, choices: Choices) -> Condensation | None:
+        """Drop history that nears the high mark, and return what is to be condensed now; None: nothing."""
+        if self._job is not None or not choices.summarizes:
+            return None
+        conversation = self._conversation
+        conversation.shed(EARLY, context_window=choices.window, max_tokens=choices.sampling.max_tokens)
+        room = choices.window - self._max_tokens
+        self._job = condensation(conversation.dropped, conversation.summary, room=room, max_tokens=self._max_tokens)
+        if self._job is None:
+            conversation.dropped.clear()  # the window has no room to read them in
+        return self._job
