@@ -164,15 +164,15 @@ def test_an_overflow_is_learnt_from() -> None:
     for word in ("one", "two", "three"):
         _begin(conversation, word * 100, window=2048)
         conversation.commit(word * 100)
-    first = _begin(conversation, "xxxx " * 440, window=2048)
+    first = _begin(conversation, "xxxx " * 400, window=2048)
     second = conversation.retry(context_window=2048, max_tokens=100)
     assert second is not None
     assert len(second.messages) < len(first.messages)
-    assert ("user", "xxxx " * 440) == _said(second)[-1]
+    assert ("user", "xxxx " * 400) == _said(second)[-1]
     assert 3 == len(conversation.turns)
     conversation.rollback()
     assert 3 == len(conversation.turns)
-    assert len(_begin(conversation, "xxxx " * 440, window=2048).messages) < len(first.messages)
+    assert len(_begin(conversation, "xxxx " * 400, window=2048).messages) < len(first.messages)
 
 
 def test_every_retry_is_shorter_until_nothing_is_left() -> None:
