@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from llm_service import events
 from llm_service.effects import Effect, Generate, Send, Stop
-from llm_service.errors import EngineTimeout, InvalidJSON
+from llm_service.errors import ContextOverflow, EngineTimeout, InvalidJSON
 from llm_service.generation import Delta, Finish, SamplingParams, Usage
 from llm_service.session import Session, SessionState
 from llm_service.session_config import SessionConfig
@@ -56,8 +56,16 @@ class Answer:
     message: str
     text: str
     said: str = ""
+    deltas: int = 0
+    heard: int | None = None
+    retried: bool = False
     stopped: bool = False
     terminal: int = 0
+
+    @property
+    def kept(self) -> tuple[str, str, bool]:
+        """What of it stays in the history if it was cut off."""
+        return self.text, self.said[: self.heard], True
 
 
 @dataclass
@@ -70,6 +78,8 @@ class Client:
     # Messages that nobody has answered for yet, by id.
     open: dict[str, str] = field(default_factory=dict)
     history: list[tuple[str, str, bool]] = field(default_factory=list)
+    # The newest answer that is in the history, while no other was asked for.
+    ended: Answer | None = None
 
 
 class SessionMachine(RuleBasedStateMachine):
@@ -121,10 +131,24 @@ class SessionMachine(RuleBasedStateMachine):
 
     @rule()
     def cancel(self) -> None:
-        busy = self.client.running is not None
+        busy, ended = self.client.running is not None, self.client.ended
         (event,) = self._carry_out(self.session.receive(events.Cancel(), self._tick()))
         assert isinstance(event, events.Cancelled)
         assert busy == event.success
+        if not busy and ended is not None and ended.heard is not None and ended.heard < len(ended.said):
+            ended.stopped = True
+            self.client.history[-1] = ended.kept
+
+    @rule(chars=st.integers(0, 8))
+    def played(self, chars: int) -> None:
+        assert [] == self._carry_out(self.session.receive(events.Played(chars=chars), self._tick()))
+        client = self.client
+        if client.running is not None:
+            client.answers[client.running].heard = chars
+        elif client.ended is not None:
+            client.ended.heard = chars
+            if client.ended.stopped:
+                client.history[-1] = client.ended.kept
 
     @rule(config=CONFIGS)
     def update_config(self, config: SessionConfig) -> None:
@@ -167,7 +191,7 @@ class SessionMachine(RuleBasedStateMachine):
         assert isinstance(sent[-1], events.SessionStarted | events.SessionConfigured)
         assert isinstance(sent[-1], events.SessionConfigured) or sent[-1].session_id == self.session.id
         assert {} == self.client.open
-        self.client.history = []
+        self.client.history, self.client.ended = [], None
 
     def greet(self) -> None:
         new = self.session.state is SessionState.NEW
@@ -181,7 +205,7 @@ class SessionMachine(RuleBasedStateMachine):
             answer = self.client.answers[running]
             assert answer.stopped
             self._end(answer)
-            self.client.history.append((answer.text, answer.said, True))
+            self._keep(answer, answer.kept)
         for id_ in self.client.waiting:
             del self.client.open[id_]
         self.client.waiting = []
@@ -190,7 +214,7 @@ class SessionMachine(RuleBasedStateMachine):
         """Whether the next message begins a session, and with it a history."""
         begins = self.session.state is not SessionState.ACTIVE
         if begins:
-            self.client.history = []
+            self.client.history, self.client.ended = [], None
         return begins
 
     # What the engine says, of any response
@@ -199,6 +223,8 @@ class SessionMachine(RuleBasedStateMachine):
     def delta(self, age: int, text: str, thinking: bool) -> None:
         number = len(self.client.answers) - age
         event = say(self.session, number, Delta(text, thinking=thinking), self._tick())
+        if number == self.client.running:
+            self.client.answers[number].deltas += 1
         if number != self.client.running:
             assert event is None
         elif not thinking:
@@ -224,6 +250,24 @@ class SessionMachine(RuleBasedStateMachine):
         sent = self._carry_out(self.session.failed(number, EngineTimeout("too slow"), self._tick()))
         assert running == bool(sent)
         assert not running or 1 == self.client.answers[number].terminal
+
+    @rule(age=AGES)
+    def overflow(self, age: int) -> None:
+        number = len(self.client.answers) - age
+        running = number == self.client.running
+        effects = self.session.failed(number, ContextOverflow("too long"), self._tick())
+        if not running:
+            assert [] == effects
+            return
+        answer = self.client.answers[number]
+        again = [effect for effect in effects if isinstance(effect, Generate) and effect.response == number]
+        if again:
+            assert (0, False) == (answer.deltas, answer.retried)
+            assert again[0].request.messages[-1].content.endswith(answer.text)
+            answer.retried = True
+        else:
+            self._carry_out(effects)
+            assert 1 == answer.terminal
 
     # What the session does to the others
 
@@ -252,22 +296,23 @@ class SessionMachine(RuleBasedStateMachine):
         assert effect.request.messages[-1].content.endswith(answer.text)
         client.answers[effect.response] = answer
         client.running = effect.response
+        client.ended = None
 
     def _hear(self, event: events.ServerEvent) -> None:
         match event:
             case events.ResponseComplete(id=id_):
                 answer = self._terminal(id_)
                 assert not answer.stopped
-                self.client.history.append((answer.text, answer.said, False))
+                self._keep(answer, (answer.text, answer.said, False))
             case events.Cancelled(success=True, id=id_):
                 answer = self._terminal(id_)
                 assert answer.stopped
-                self.client.history.append((answer.text, answer.said, True))
+                self._keep(answer, answer.kept)
                 assert len(self.client.waiting) == event.dropped
                 for waiting in self.client.waiting:
                     del self.client.open[waiting]
                 self.client.waiting = []
-            case events.Error(id=str(id_)) if event.terminal and event.error.code != "context_overflow":
+            case events.Error(id=str(id_)) if event.terminal and self._runs(id_):
                 assert not self._terminal(id_).stopped
             case events.Error(id=str(id_)):
                 # Refused before it became a response: too large, or there is one already.
@@ -284,6 +329,14 @@ class SessionMachine(RuleBasedStateMachine):
         assert answer.message == id_
         self._end(answer)
         return answer
+
+    def _runs(self, id_: str) -> bool:
+        running = self.client.running
+        return running is not None and self.client.answers[running].message == id_
+
+    def _keep(self, answer: Answer, kept: tuple[str, str, bool]) -> None:
+        self.client.history.append(kept)
+        self.client.ended = answer
 
     def _end(self, answer: Answer) -> None:
         answer.terminal += 1
