@@ -150,6 +150,11 @@ class SessionMachine(RuleBasedStateMachine):
             if client.ended.stopped:
                 client.history[-1] = client.ended.kept
 
+    @rule(chars=st.integers(0, 4))
+    def barge_in(self, chars: int) -> None:
+        self.played(chars)
+        self.cancel()
+
     @rule(config=CONFIGS)
     def update_config(self, config: SessionConfig) -> None:
         begins = self._begins()
