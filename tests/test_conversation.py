@@ -1,6 +1,7 @@
 import copy
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -659,3 +660,44 @@ def test_prompts_fit_where_the_engine_counts(texts: list[str], system: str, engi
             assert 4096 - 512 >= real
         conversation.commit(text, usage=Usage(prompt_tokens=real, completion_tokens=engine.text(text)))
         counted = True
+
+
+_steps = st.lists(st.tuples(st.integers(1, 3), st.booleans()), max_size=3)
+
+
+@settings(max_examples=15 * FUZZ, deadline=None)
+@given(st.lists(st.tuples(_texts, _steps, _answers, st.booleans()), min_size=1, max_size=10), _engines)
+def test_any_conversation_with_tools(turns: list[tuple[str, Any, str, bool]], engine: Engine) -> None:
+    """Every call in a prompt is followed by its result, whatever was cut off, and the prefix stays between trims."""
+    conversation = _conversation("Be kind.")
+    last: tuple[Message, ...] = ()
+    for text, steps, answer, interrupted in turns:
+        prompt = _begin(conversation, text, 4096, 512)
+        if prompt.dropped_turns == 0:
+            assert last == prompt.messages[: len(last)]
+        whole = True
+        for number, (calls, answered) in enumerate(steps):
+            asked = tuple(ToolCall(f"{number}-{call}", "add", "{}") for call in range(calls))
+            conversation.ask_tools("hm", asked)
+            for call in asked[: None if answered else -1]:
+                whole = conversation.tool_result(call.id, "a result")
+            if not answered:
+                whole = False
+                break
+            prompt = conversation.go_on()
+        if whole and not interrupted:
+            usage = Usage(prompt_tokens=engine.prompt(prompt.messages), completion_tokens=engine.text(answer))
+            conversation.commit(answer, usage=usage)
+        else:
+            conversation.commit(answer, interrupted=True)
+        waiting: list[str] = []
+        for message in prompt.messages:
+            assert message.role == "tool" or not waiting
+            if message.role == "tool":
+                assert waiting.pop(0) == message.tool_call_id
+            waiting += [call.id for call in message.tool_calls]
+        assert not waiting
+        following = conversation.peek("", context_window=10**6, max_tokens=1)
+        assert following is not None
+        last = following[:-1]
+        assert len(turns) >= len(conversation.turns) + conversation.dropped_turns
