@@ -25,5 +25,5 @@ def test_most_and_fewest() -> None:
     assert 5 + 3 == most_tokens("words")
     assert 5 + 3 == most_tokens("1.5")
     assert 5 + 6 == most_tokens("日本")
-    assert 5 + 3 + 30 == most_tokens("words " + "x" * 30)
+    assert 5 + 3 + 1 + 30 == most_tokens("words " + "x" * 30)
     assert 2 == fewest_tokens("日本 and more text")
