@@ -53,11 +53,14 @@ class State:
 class Stream:
     """One answer on its way: writes what is due, then waits for the next word."""
 
-    def __init__(self, protocol: "EngineProtocol", script: Script, dialect: wire.Dialect, received: float) -> None:
+    def __init__(
+        self, protocol: "EngineProtocol", script: Script, dialect: wire.Dialect, received: float, prompt_tokens: int
+    ) -> None:
         self._protocol = protocol
         self._transport = protocol.transport
         self._script = script
         self._dialect = dialect
+        self._prompt_tokens = prompt_tokens
         self._chunks = [dialect.words[index % len(VOCABULARY)] for index in script.indices()]
         self._first_at = received + script.ttft
         self._times: list[float] = []
@@ -99,7 +102,7 @@ class Stream:
                 return
             self._send(sent, due, now)
         if len(self._times) >= script.words:
-            self._transport.write(wire.stream_tail(self._dialect, script.words))
+            self._transport.write(wire.stream_tail(self._dialect, script.words, self._prompt_tokens))
             self._protocol.ended()
         else:
             self._wait()
@@ -198,7 +201,9 @@ class EngineProtocol(asyncio.Protocol):
         if script.fault == "refuse":
             self.transport.write(wire.document(wire.REFUSED, status="500 Internal Server Error"))
         elif request.stream:
-            self._stream = Stream(self, script, dialect, received)
+            # An engine's count grows with the conversation: one that did not would look like a prompt cut short.
+            tokens = sum(5 + message.content.count(" ") for message in request.messages)
+            self._stream = Stream(self, script, dialect, received, tokens)
         else:
             self.transport.write(wire.document(wire.whole_answer(dialect, script.text())))
 

@@ -74,13 +74,13 @@ def stream_head(dialect: Dialect) -> bytes:
     return head.encode() + dialect.first
 
 
-def stream_tail(dialect: Dialect, words: int) -> bytes:
+def stream_tail(dialect: Dialect, words: int, prompt_tokens: int) -> bytes:
     """Return the end of a stream of so many words."""
     if dialect is OLLAMA:
-        counts = {"prompt_eval_count": 20, "eval_count": words, "eval_duration": 1_000_000}
+        counts = {"prompt_eval_count": prompt_tokens, "eval_count": words, "eval_duration": 1_000_000}
         done = _ollama_line(message={"role": "assistant", "content": ""}, done=True, done_reason="stop", **counts)
         return _chunk(done) + _END
-    usage = {"prompt_tokens": 20, "completion_tokens": words, "total_tokens": 20 + words}
+    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": words, "total_tokens": prompt_tokens + words}
     last = _chunk(_openai_chunk({}, "stop")) + _chunk(_sse({**_OPENAI_HEAD, "choices": [], "usage": usage}))
     return last + _chunk(b"data: [DONE]\n\n") + _END
 

@@ -361,7 +361,7 @@ class Conversation:
         if turn.tokens < 0:
             assert self._system_tokens is not None
             self._system_tokens, turn.tokens = self._system_tokens + turn.tokens, 0
-        self._history.changed()
+        self._history.recount()
 
 
 def _room(context_window: int) -> int:

@@ -42,6 +42,10 @@ class History:
     def changed(self) -> None:
         """Take note that a turn is not what it was when it was added."""
         self.said, self._waiting = _said(self.turns)
+        self.recount()
+
+    def recount(self) -> None:
+        """Take note that turns have other sizes than when they were added."""
         self.tokens = self.counted = self.bytes = self.messages = 0
         for turn in self.turns:
             self._count(turn)
