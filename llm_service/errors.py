@@ -23,6 +23,7 @@
      ├── EngineError                what generates failed: the turn is undone, send it again
      │    ├── EngineUnreachable
      │    ├── EngineTimeout
+     │    ├── CircuitOpen
      │    ├── EngineRejected
      │    ├── ModelNotFound
      │    ├── GenerationFailed
@@ -216,6 +217,14 @@ class EngineTimeout(EngineError):
 
     code = "engine_timeout"
     category = "timeout"
+    severity = "medium"
+
+
+class CircuitOpen(EngineError):
+    """The engine failed too often in a row and is left alone for `retry_after` seconds."""
+
+    code = "circuit_open"
+    category = "connection"
     severity = "medium"
 
 

@@ -19,6 +19,7 @@ from llm_service.errors import Category
 
 Outcome = Literal["finished", "cancelled", "failed"]
 TokenType = Literal["input", "output", "cached"]
+BreakerState = Literal["closed", "half_open", "open"]
 AsideKind = Literal["summary", "warm"]
 AsideOutcome = Literal["finished", "failed", "preempted"]
 
@@ -125,6 +126,16 @@ class Metrics:
         """Say whether the engine answered when it was last asked."""
         self._engine_healthy.labels(engine).set(healthy)
 
+    def set_breaker(self, engine: str, state: BreakerState) -> None:
+        """Say how an engine's circuit breaker stands, from its start on."""
+        for each in get_args(BreakerState):
+            self._breaker_state.labels(engine, each).set(each == state)
+
+    def count_breaker(self, engine: str, state: BreakerState) -> None:
+        """Count that an engine's circuit breaker came into this state."""
+        self._breaker_transitions.labels(engine, state).inc()
+        self.set_breaker(engine, state)
+
     def _create_timings(self, registry: CollectorRegistry) -> None:
         def timing(name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...]) -> BulkHistogram:
             return BulkHistogram(f"fasttalk_{name}_seconds", text, labels, buckets=buckets, registry=registry)
@@ -162,6 +173,10 @@ class Metrics:
             registry=registry, multiprocess_mode="livemin",
         )  # fmt: skip
 
+        self._breaker_state = gauge(
+            "breaker_state", "Workers whose circuit breaker for the engine is in this state", ("engine", "state")
+        )
+
     def _create_counters(self, registry: CollectorRegistry) -> None:
         def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
             return Counter(f"fasttalk_{name}_total", text, labels, registry=registry)
@@ -179,6 +194,7 @@ class Metrics:
             for kind in get_args(AsideKind)
             for outcome in get_args(AsideOutcome)
         }
+        self._breaker_transitions = counter("breaker_transitions", "States that came to be", ("engine", "state"))
         self.sessions = counter("sessions", "Sessions started")
         self.cancels = counter("cancels", "Responses stopped before their end, by their client or because it left")
         self.slow_clients = counter("slow_clients", "Clients cut off because they read too slowly")

@@ -20,10 +20,11 @@ from llm_service.connection import Connection, ConnectionLimits
 from llm_service.engine_health import EngineHealth
 from llm_service.engines import OpenedEngine, open_engine
 from llm_service.engines.base import Engine
+from llm_service.engines.breaker import TRIAL_TIMEOUT, Breaker, BreakerEngine
 from llm_service.events import ErrorBody
 from llm_service.generation import SamplingParams
 from llm_service.idle_work import IdleWork
-from llm_service.metrics import Metrics, shared_registry
+from llm_service.metrics import BreakerState, Metrics, shared_registry
 from llm_service.session_defaults import SessionDefaults
 from llm_service.session_manager import SessionManager
 
@@ -75,6 +76,7 @@ class Service:
         self._stack = contextlib.AsyncExitStack()
         self.opened: OpenedEngine
         self.engine: Engine
+        self.breaker: Breaker
         self.health: EngineHealth
         self.manager: SessionManager
 
@@ -84,7 +86,7 @@ class Service:
             self.opened = await self._opener(settings)
             self._stack.push_async_callback(self.opened.engine.aclose)
             self.metrics.know_models(self.opened.models)
-            self.engine = self.opened.engine
+            self.engine = self._protected(self.opened.engine)
             self.manager = SessionManager(
                 self._session_defaults(),
                 max_connections=settings.llm_max_connections,
@@ -168,6 +170,18 @@ class Service:
         """End the responses that outlasted the drain, each with an error that says so."""
         for connection in tuple(self.connections):
             connection.shut_down()
+
+    def _protected(self, engine: Engine) -> Engine:
+        name, metrics = engine.name, self.metrics
+
+        def changed(state: BreakerState) -> None:
+            say = _log.info if state == "closed" else _log.warning
+            say("breaker", engine=name, state=state)
+            metrics.count_breaker(name, state)
+
+        self.breaker = Breaker(changed)
+        metrics.set_breaker(name, self.breaker.state)
+        return BreakerEngine(engine, self.breaker, trial_timeout=TRIAL_TIMEOUT)
 
     async def _watch_connections(self) -> None:
         expected = monotonic() + WATCH_INTERVAL

@@ -1,7 +1,7 @@
 """Which sessions there are: admits, counts and expires them. Decides; does no I/O of its own."""
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import get_args
 
@@ -96,7 +96,7 @@ class SessionManager:
             _add(total, session.counters)
         return total
 
-    def statistics(self, now: float) -> dict[str, object]:
+    def statistics(self, now: float, *, circuit_breakers: Mapping[str, object]) -> dict[str, object]:
         """Return the body of `GET /stats`, in FastTalk 1.x's shape."""
         total = self.totals()
         active = self.active_connections
@@ -125,7 +125,7 @@ class SessionManager:
             "total_errors": self._errors.total(),
             "by_category": {category: self._errors[category] for category in get_args(Category)},
             "recent_errors": [asdict(error) for error in self._recent_errors],
-            "circuit_breakers": {},
+            "circuit_breakers": circuit_breakers,
         }
         return {"connections": connections, "conversations": conversations, "errors": errors}
 

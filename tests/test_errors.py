@@ -7,6 +7,7 @@ from llm_service.errors import Category, FastTalkError, Severity
 
 # What clients branch on: a code is never renamed, and one that is gone is never given to another error.
 CODES = {
+    "CircuitOpen": "circuit_open",
     "ConfigurationError": "configuration_error",
     "ContextOverflow": "context_overflow",
     "DeviceUnavailable": "device_unavailable",

@@ -67,9 +67,9 @@ def test_totals_hold_the_living_and_the_gone() -> None:
     sessions = manager()
     session = sessions.admit(0.0)
     answer(session, 1.0)
-    living = sessions.statistics(4.0)
+    living = sessions.statistics(4.0, circuit_breakers={})
     sessions.release(session, 4.0)
-    gone = sessions.statistics(100.0)
+    gone = sessions.statistics(100.0, circuit_breakers={})
     assert {
         "active_connections": 1,
         "max_connections": 2,
@@ -116,7 +116,7 @@ def test_errors_are_counted_by_category_and_the_last_are_kept() -> None:
     sessions = manager()
     for number in range(12):
         sessions.note_error(code=f"code{number}", category="timeout", severity="low", at=float(number))
-    errors = sessions.statistics(0.0)["errors"]
+    errors = sessions.statistics(0.0, circuit_breakers={"ollama": {}})["errors"]
     assert isinstance(errors, dict)
     assert 12 == errors["total_errors"]
     assert {

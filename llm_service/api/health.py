@@ -54,4 +54,5 @@ async def health(request: Request) -> JSONResponse:
 async def stats(request: Request) -> dict[str, Any]:
     """Tell what this process did since it started."""
     service = _service(request)
-    return {"provider": service.opened.provider} | service.manager.statistics(monotonic())
+    breakers = {service.engine.name: service.breaker.statistics(monotonic())}
+    return {"provider": service.opened.provider} | service.manager.statistics(monotonic(), circuit_breakers=breakers)

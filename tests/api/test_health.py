@@ -70,6 +70,27 @@ async def test_stats(live: Live, client: httpx.AsyncClient) -> None:
     assert 2 == body["connections"]["total_tokens_generated"] == body["conversations"]["total_tokens_generated"]
 
 
+async def test_an_engine_that_keeps_failing(live: Live, client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    """After five failures clients get `circuit_open` at once; `/stats` and the metrics say so. The turns are undone."""
+    name, codes = engine.name, []
+    async with live.connect() as socket:
+        await start(socket)
+        engine.down = True
+        for _ in range(6):
+            error = (await ask(socket, "hello")).terminal["error"]
+            codes.append(error["code"])
+        breakers = (await client.get(live.url + "/stats")).json()["errors"]["circuit_breakers"]
+        metrics = (await client.get(live.monitoring_url + "/metrics")).text
+    assert [*["engine_unreachable"] * 5, "circuit_open"] == codes
+    assert 0 < error["retry_after"] <= 10
+    assert "open" == breakers[name]["state"]
+    assert f'fasttalk_breaker_state{{engine="{name}",state="open"}} 1.0' in metrics
+    assert f'fasttalk_breaker_state{{engine="{name}",state="closed"}} 0.0' in metrics
+    assert f'fasttalk_breaker_transitions_total{{engine="{name}",state="open"}} 1.0' in metrics
+    assert 5 == len(engine.requests)
+    assert 0 == live.service.manager.totals().turns
+
+
 async def test_no_page_of_another_site_can_read(live: Live, client: httpx.AsyncClient) -> None:
     """No CORS header is sent: other sites' pages may not read what the routes say."""
     response = await client.get(live.url + "/stats", headers={"Origin": "https://evil.example"})

@@ -1,0 +1,315 @@
+"""The circuit breaker: when an engine is left alone, and how it gets back."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from llm_service.engines.breaker import FIRST_REST, LEAST_CALLS, LONGEST_REST, WINDOW, Breaker, BreakerEngine
+from llm_service.engines.scripted import Fault, ScriptedEngine
+from llm_service.errors import (
+    CircuitOpen,
+    ContextOverflow,
+    EngineRejected,
+    EngineTimeout,
+    EngineUnreachable,
+    FastTalkError,
+    GenerationFailed,
+    ModelNotFound,
+)
+from llm_service.generation import Delta
+from tests.engines.requests import a_request
+
+DOWN = EngineUnreachable("down")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def opened(breaker: Breaker, now: float = 0.0) -> None:
+    """Fail until it opens."""
+    for _ in range(LEAST_CALLS):
+        breaker.failed(breaker.admit(now), now)
+    assert "open" == breaker.state
+
+
+def ignore(_: Delta) -> None:
+    """Take a delta."""
+
+
+def test_few_failures_do_not_open_it() -> None:
+    """Below five calls nothing is known; the fifth opens it, and callers learn how long to wait."""
+    states: list[str] = []
+    breaker = Breaker(states.append)
+    for _ in range(LEAST_CALLS - 1):
+        breaker.failed(breaker.admit(1.0), 1.0)
+    assert "closed" == breaker.state
+    breaker.failed(breaker.admit(1.0), 1.0)
+    with pytest.raises(CircuitOpen) as caught:
+        breaker.admit(4.0)
+    assert 7.0 == caught.value.retry_after
+    assert "in 7 seconds" in caught.value.message
+    assert ["open"] == states
+    assert {"state": "open", "recent_calls": 0, "recent_failures": 0, "retry_after": 7.0} == breaker.statistics(4.0)
+
+
+def test_half_of_the_last_calls_must_fail() -> None:
+    """Twenty calls are looked at: successes that are older than these do not help an engine that fails."""
+    breaker = Breaker()
+    for _ in range(100):
+        breaker.succeeded(breaker.admit(0.0))
+    for _ in range(WINDOW // 2 - 1):
+        breaker.failed(breaker.admit(0.0), 0.0)
+    assert "<Breaker: closed, 9 of 20 failed>" == repr(breaker)
+    breaker.failed(breaker.admit(0.0), 0.0)
+    assert "open" == breaker.state
+
+
+def test_it_rests_twice_as_long_after_each_failed_trial() -> None:
+    """10, 20, 40, then 60 seconds; one success and it begins anew."""
+    breaker, now = Breaker(), 0.0
+    opened(breaker)
+    for rest in (FIRST_REST, 20.0, 40.0, LONGEST_REST, LONGEST_REST):
+        with pytest.raises(CircuitOpen):
+            breaker.admit(now + rest - 0.001)
+        now += rest
+        trial = breaker.admit(now)
+        assert breaker.tries(trial)
+        breaker.failed(trial, now)
+    now += LONGEST_REST
+    breaker.succeeded(breaker.admit(now))
+    assert "closed" == breaker.state
+    opened(breaker, now)
+    assert FIRST_REST == breaker.statistics(now)["retry_after"]
+
+
+def test_what_ends_late_counts_no_more() -> None:
+    """A call from before the breaker opened neither closes nor opens it."""
+    breaker = Breaker()
+    early = [breaker.admit(0.0) for _ in range(2 * LEAST_CALLS)]
+    opened(breaker)
+    trial = breaker.admit(FIRST_REST)
+    breaker.succeeded(early[0])
+    assert breaker.tries(trial)
+    breaker.succeeded(trial)
+    for call in early[1:]:
+        breaker.failed(call, FIRST_REST)
+    assert "closed" == breaker.state
+
+
+def test_a_trial_that_is_cancelled_makes_room_for_another() -> None:
+    """A cancel says nothing of the engine: the breaker stays half open, and the next caller tries."""
+    breaker = Breaker()
+    opened(breaker)
+    breaker.neutral(breaker.admit(FIRST_REST))
+    assert "half_open" == breaker.state
+    assert breaker.tries(breaker.admit(FIRST_REST))
+
+
+class BreakerMachine(RuleBasedStateMachine):
+    """Any order of calls, ends and waits, against a list of what happened since it was last closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.breaker = Breaker()
+        self.now = 0.0
+        self.running: list[tuple[int, bool]] = []  # number, whether it was the trial
+        self.open_since: float | None = None
+
+    def trials(self) -> int:
+        """How many trials run."""
+        return sum(self.breaker.tries(number) for number, _ in self.running)
+
+    @rule(seconds=st.sampled_from([0.5, 9.0, 10.0, 30.0, 60.0]))
+    def wait(self, seconds: float) -> None:
+        """Time goes on."""
+        self.now += seconds
+
+    @rule()
+    def call(self) -> None:
+        """Somebody asks: always let in while closed, one at a time while half open, never within a rest."""
+        before, resting = self.breaker.state, self.breaker.statistics(self.now)["retry_after"]
+        trials = self.trials()
+        refused: float | None = None
+        try:
+            number = self.breaker.admit(self.now)
+        except CircuitOpen as error:
+            refused = error.retry_after
+        if refused is not None:
+            assert before == "open" or trials == 1
+            assert 0 < refused <= LONGEST_REST
+            return
+        assert resting is None
+        assert before == "closed" or self.breaker.tries(number)
+        self.running.append((number, self.breaker.tries(number)))
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), end=st.sampled_from(["succeeded", "failed", "neutral", "answers"]))
+    def end(self, data: st.DataObject, end: str) -> None:
+        """A call ends, or a trial says its first word."""
+        index = data.draw(st.integers(0, len(self.running) - 1))
+        number = self.running[index][0]
+        trial = self.breaker.tries(number)
+        before = self.breaker.state
+        if end != "answers":
+            del self.running[index]
+        if end in ("succeeded", "answers") and (trial or end == "succeeded"):
+            self.breaker.succeeded(number)
+            assert not trial or self.breaker.state == "closed"
+        elif end == "failed":
+            self.breaker.failed(number, self.now)
+            assert not trial or self.breaker.state == "open"
+        elif end == "neutral":
+            self.breaker.neutral(number)
+            assert before == self.breaker.state
+
+    @rule()
+    def gets_well(self) -> None:
+        """Never stuck: once what runs has ended and time has passed, one success closes it."""
+        for number, _ in self.running:
+            self.breaker.neutral(number)
+        self.running.clear()
+        self.now += LONGEST_REST
+        self.breaker.succeeded(self.breaker.admit(self.now))
+        assert "closed" == self.breaker.state
+
+    @invariant()
+    def one_trial(self) -> None:
+        """At most one trial runs, and only while half open."""
+        assert self.trials() <= 1
+        assert not self.trials() or self.breaker.state == "half_open"
+
+
+TestBreakerMachine = BreakerMachine.TestCase
+
+
+class Engines:
+    """A scripted engine behind a breaker whose clock is ours."""
+
+    def __init__(self, *, trial_timeout: float = 5.0, **options: object) -> None:
+        self.inner = ScriptedEngine(tokens_per_second=1_000_000, **options)  # type: ignore[arg-type]
+        self.clock = Clock()
+        self.breaker = Breaker()
+        self.engine = BreakerEngine(self.inner, self.breaker, trial_timeout=trial_timeout, clock=self.clock)
+
+    async def ask(self, take: Callable[[Delta], None] = ignore) -> None:
+        """Ask for an answer."""
+        await self.engine.generate(a_request(model="scripted"), take)
+
+    async def open(self) -> None:
+        """Fail until the breaker opens, then wait until a trial is due."""
+        self.inner.down = True
+        for _ in range(LEAST_CALLS):
+            with pytest.raises(EngineUnreachable):
+                await self.ask()
+        self.inner.down = False
+        self.clock.now += FIRST_REST
+
+
+async def test_an_engine_that_is_down_is_not_asked() -> None:
+    """Once it has failed five times, callers get their error without a request, until its rest is over."""
+    engines = Engines()
+    await engines.open()
+    engines.clock.now -= 1
+    asked = len(engines.inner.requests)
+    with pytest.raises(CircuitOpen):
+        await engines.ask()
+    assert asked == len(engines.inner.requests)
+    engines.clock.now += 1
+    await engines.ask()
+    assert "closed" == engines.breaker.state
+
+
+async def test_one_of_two_hundred_callers_tries() -> None:
+    """Of callers who come while it is half open, one gets through; the others learn that they must wait."""
+    engines = Engines()
+    await engines.open()
+    engines.inner.faults.append(Fault(0, pause=0.01))
+    asked = len(engines.inner.requests)
+    results = await asyncio.gather(*(engines.ask() for _ in range(200)), return_exceptions=True)
+    assert [None] == [result for result in results if not isinstance(result, CircuitOpen)]
+    assert asked + 1 == len(engines.inner.requests)
+    assert "closed" == engines.breaker.state
+
+
+@pytest.mark.parametrize(
+    ("error", "opens"),
+    [
+        (EngineUnreachable("x"), True),
+        (EngineTimeout("x"), True),
+        (GenerationFailed("x"), True),
+        (EngineRejected("x"), False),
+        (ModelNotFound("x"), False),
+        (ContextOverflow("x"), False),
+    ],
+)
+async def test_which_errors_count(error: FastTalkError, opens: bool) -> None:
+    """What says that the engine is unwell opens the breaker; what is about one request never does."""
+    engines = Engines()
+    for _ in range(2 * LEAST_CALLS):
+        engines.inner.faults.append(Fault(0, error))  # type: ignore[arg-type]
+        with pytest.raises(FastTalkError):
+            await engines.ask()
+    assert opens == ("open" == engines.breaker.state)
+
+
+async def test_cancels_count_neither_way() -> None:
+    """A hundred clients that change their minds are not a failing engine; nor is a cancelled trial."""
+    engines = Engines()
+    for trial in (False, True):
+        if trial:
+            await engines.open()
+        for _ in range(100):
+            engines.inner.faults.append(Fault(1))
+            task = asyncio.create_task(engines.ask())
+            while not engines.inner.running:
+                await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert ("half_open" if trial else "closed") == engines.breaker.state
+
+
+async def test_a_trial_that_says_nothing_has_failed() -> None:
+    """Its timeout ends it with an error of its own, and the engine rests twice as long."""
+    engines = Engines(trial_timeout=0.01)
+    await engines.open()
+    engines.inner.faults.append(Fault(0))
+    with pytest.raises(EngineTimeout, match="said nothing"):
+        await engines.ask()
+    assert 2 * FIRST_REST == engines.breaker.statistics(engines.clock.now)["retry_after"]
+
+
+async def test_a_trial_closes_it_at_the_first_word() -> None:
+    """Others need not wait for the end of a long answer, and the trial's timeout does not cut it."""
+    engines = Engines(trial_timeout=0.05)
+    await engines.open()
+    engines.inner.faults.append(Fault(1, pause=0.1))
+    states: list[str] = []
+    await engines.ask(lambda _: states.append(engines.breaker.state))
+    assert {"closed"} == set(states)
+    assert "closed" == engines.breaker.state
+
+
+async def test_the_rest_goes_through() -> None:
+    """Whatever else an engine can do, it does behind the breaker, open or not."""
+    engines = Engines(window=77, models=["scripted", "other"])
+    await engines.open()
+    engine = engines.engine
+    await engine.load("scripted", 77)
+    await engine.ping()
+    assert ("scripted", ["scripted", "other"], 77) == (
+        engine.name,
+        await engine.models(),
+        await engine.context_window("other"),
+    )
+    assert 2 == await engine.count_tokens("scripted", "two words")
+    await engine.aclose()
+    assert engines.inner.closed
