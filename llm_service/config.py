@@ -76,6 +76,15 @@ class Settings(BaseSettings):
         description="seconds that API may be silent before a response fails",
     )
     connect_timeout: Seconds = Field(5.0, description="seconds to reach an engine")
+    engine_retries: int = Field(
+        2, ge=0, le=10, description="times an engine that fails before its first token is asked again"
+    )
+    retry_budget: Seconds = Field(10.0, description="seconds that all attempts may wait for each other")
+    first_token_timeout: Seconds = Field(
+        300.0, description="seconds an engine may take to begin its answer, a model it must load first included"
+    )
+    token_timeout: Seconds = Field(60.0, description="seconds an engine may be silent within its answer")
+    response_timeout: Seconds = Field(1800.0, description="seconds an answer may last")
     model_path: str = Field("models", description="folder for GGUF files: names are looked up and downloads kept there")
     preload: bool = Field(True, description="have the model in memory before the service is ready")
     llama_cpp_parallel: int = Field(2, ge=1, le=64, description="responses the embedded llama.cpp generates at once")

@@ -23,6 +23,9 @@
      ├── EngineError                what generates failed: the turn is undone, send it again
      │    ├── EngineUnreachable
      │    ├── EngineTimeout
+     │    ├── FirstTokenTimeout
+     │    ├── StreamStalled
+     │    ├── ResponseTimeout
      │    ├── CircuitOpen
      │    ├── EngineRejected
      │    ├── ModelNotFound
@@ -216,6 +219,30 @@ class EngineTimeout(EngineError):
     """The engine was silent for too long."""
 
     code = "engine_timeout"
+    category = "timeout"
+    severity = "medium"
+
+
+class FirstTokenTimeout(EngineError):
+    """The engine took the request and did not begin to answer within FIRST_TOKEN_TIMEOUT."""
+
+    code = "first_token_timeout"
+    category = "timeout"
+    severity = "medium"
+
+
+class StreamStalled(EngineError):
+    """The engine began to answer, and then said nothing for TOKEN_TIMEOUT."""
+
+    code = "stream_stalled"
+    category = "timeout"
+    severity = "medium"
+
+
+class ResponseTimeout(EngineError):
+    """The answer was not whole within RESPONSE_TIMEOUT."""
+
+    code = "response_timeout"
     category = "timeout"
     severity = "medium"
 

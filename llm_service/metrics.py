@@ -126,6 +126,17 @@ class Metrics:
         """Say whether the engine answered when it was last asked."""
         self._engine_healthy.labels(engine).set(healthy)
 
+    def count_retry(self, engine: str) -> None:
+        """Count that an engine failed before its first token, and is asked again."""
+        self._retries.labels(engine).inc()
+
+    def know_engine(self, engine: str) -> None:
+        """Have this engine's series from its start on."""
+        self._retries.labels(engine)
+        for state in get_args(BreakerState):
+            self._breaker_transitions.labels(engine, state)
+        self.set_breaker(engine, "closed")
+
     def set_breaker(self, engine: str, state: BreakerState) -> None:
         """Say how an engine's circuit breaker stands, from its start on."""
         for each in get_args(BreakerState):
@@ -194,6 +205,7 @@ class Metrics:
             for kind in get_args(AsideKind)
             for outcome in get_args(AsideOutcome)
         }
+        self._retries = counter("retries", "Attempts that failed before the first token and were repeated", ("engine",))
         self._breaker_transitions = counter("breaker_transitions", "States that came to be", ("engine", "state"))
         self.sessions = counter("sessions", "Sessions started")
         self.cancels = counter("cancels", "Responses stopped before their end, by their client or because it left")

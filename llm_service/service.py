@@ -21,6 +21,9 @@ from llm_service.engine_health import EngineHealth
 from llm_service.engines import OpenedEngine, open_engine
 from llm_service.engines.base import Engine
 from llm_service.engines.breaker import TRIAL_TIMEOUT, Breaker, BreakerEngine
+from llm_service.engines.deadlines import DeadlineEngine, Deadlines
+from llm_service.engines.retrying import RetryingEngine
+from llm_service.errors import EngineError
 from llm_service.events import ErrorBody
 from llm_service.generation import SamplingParams
 from llm_service.idle_work import IdleWork
@@ -179,9 +182,21 @@ class Service:
             say("breaker", engine=name, state=state)
             metrics.count_breaker(name, state)
 
+        def retried(error: EngineError) -> None:
+            _log.warning("engine_retried", engine=name, code=error.code)
+            metrics.count_retry(name)
+
+        metrics.know_engine(name)
         self.breaker = Breaker(changed)
-        metrics.set_breaker(name, self.breaker.state)
-        return BreakerEngine(engine, self.breaker, trial_timeout=TRIAL_TIMEOUT)
+        settings = self.settings
+        deadlines = Deadlines(
+            first_token=settings.first_token_timeout,
+            between_tokens=settings.token_timeout,
+            response=settings.response_timeout,
+        )
+        trial_timeout = min(TRIAL_TIMEOUT, settings.first_token_timeout)
+        once = BreakerEngine(DeadlineEngine(engine, deadlines), self.breaker, trial_timeout=trial_timeout)
+        return RetryingEngine(once, retries=settings.engine_retries, budget=settings.retry_budget, retried=retried)
 
     async def _watch_connections(self) -> None:
         expected = monotonic() + WATCH_INTERVAL

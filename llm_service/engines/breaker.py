@@ -13,7 +13,15 @@ from collections.abc import Callable
 from time import monotonic
 
 from llm_service.engines.base import Engine
-from llm_service.errors import CircuitOpen, EngineTimeout, EngineUnreachable, GenerationFailed
+from llm_service.engines.wrapper import EngineWrapper
+from llm_service.errors import (
+    CircuitOpen,
+    EngineTimeout,
+    EngineUnreachable,
+    FirstTokenTimeout,
+    GenerationFailed,
+    StreamStalled,
+)
 from llm_service.generation import Delta, Finish, GenerationRequest, TakeDelta
 from llm_service.metrics import BreakerState
 
@@ -27,7 +35,7 @@ LONGEST_REST = 60.0
 TRIAL_TIMEOUT = 60.0  # a restarted engine loads its model first
 
 # What says that the engine is unwell. Others of its errors are about one request: a model it lacks, a key.
-FAILURES = (EngineUnreachable, EngineTimeout, GenerationFailed)
+FAILURES = (EngineUnreachable, EngineTimeout, FirstTokenTimeout, StreamStalled, GenerationFailed)
 
 
 class Breaker:
@@ -121,8 +129,8 @@ class Breaker:
         self._changed(state)
 
 
-class BreakerEngine:
-    """An engine that is asked only while its breaker lets it be; all but `generate` goes through untouched.
+class BreakerEngine(EngineWrapper):
+    """An engine that is asked only while its breaker lets it be.
 
     A trial that has said nothing after `trial_timeout` seconds has failed.
     """
@@ -135,15 +143,10 @@ class BreakerEngine:
         trial_timeout: float,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        self._engine = engine
+        super().__init__(engine)
         self._breaker = breaker
         self._trial_timeout = trial_timeout
         self._clock = clock
-
-    @property
-    def name(self) -> str:
-        """The provider's name, as in LLM_PROVIDER."""
-        return self._engine.name
 
     async def generate(self, request: GenerationRequest, take: TakeDelta) -> Finish:
         """Hand the answer to `take`, as the engine does.
@@ -182,30 +185,6 @@ class BreakerEngine:
             raise EngineTimeout(
                 f"the engine was tried again and said nothing for {self._trial_timeout:g} seconds"
             ) from None
-
-    async def load(self, model: str, context_window: int) -> None:
-        """Bring the model into memory."""
-        await self._engine.load(model, context_window)
-
-    async def ping(self) -> None:
-        """Return if the engine answers."""
-        await self._engine.ping()
-
-    async def models(self) -> list[str]:
-        """Names of the models that can be generated with."""
-        return await self._engine.models()
-
-    async def context_window(self, model: str) -> int | None:
-        """The largest window, in tokens."""
-        return await self._engine.context_window(model)
-
-    async def count_tokens(self, model: str, text: str) -> int | None:
-        """Tokens of this text alone."""
-        return await self._engine.count_tokens(model, text)
-
-    async def aclose(self) -> None:
-        """Release connections and memory."""
-        await self._engine.aclose()
 
 
 def _resting(seconds: float) -> CircuitOpen:

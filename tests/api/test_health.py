@@ -7,7 +7,8 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from llm_service import __version__
-from llm_service.engines.scripted import ScriptedEngine
+from llm_service.engines.scripted import Fault, ScriptedEngine
+from llm_service.errors import EngineUnreachable, GenerationFailed
 from tests.live import Live, ask, live_service, start
 
 
@@ -89,6 +90,30 @@ async def test_an_engine_that_keeps_failing(live: Live, client: httpx.AsyncClien
     assert f'fasttalk_breaker_transitions_total{{engine="{name}",state="open"}} 1.0' in metrics
     assert 5 == len(engine.requests)
     assert 0 == live.service.manager.totals().turns
+
+
+async def test_failures_before_the_first_token_are_not_seen(client: httpx.AsyncClient) -> None:
+    """An engine that fails twice before it begins is asked again; the client gets the whole text, the metrics count."""
+    engine = ScriptedEngine(lambda _: ["a ", "b "], tokens_per_second=10_000, models=())
+    engine.faults += [Fault(0, EngineUnreachable("busy")), Fault(0, GenerationFailed("broke"))]
+    async with live_service(engine, {"ENGINE_RETRIES": "2"}) as live, live.connect() as socket:
+        await start(socket)
+        answer = await ask(socket, "hello")
+        metrics = (await client.get(live.monitoring_url + "/metrics")).text
+    assert ("a b ", "response_complete") == (answer.text, answer.terminal["type"])
+    assert f'fasttalk_retries_total{{engine="{engine.name}"}} 2.0' in metrics
+
+
+async def test_an_engine_that_stalls() -> None:
+    """A stream that opens and falls silent ends by a typed error in time, and the engine's work with it."""
+    engine = ScriptedEngine(lambda _: ["a ", "b "], tokens_per_second=10_000, models=())
+    engine.faults += [Fault(0), Fault(1)]
+    deadlines = {"FIRST_TOKEN_TIMEOUT": "0.05", "TOKEN_TIMEOUT": "0.05"}
+    async with live_service(engine, deadlines) as live, live.connect() as socket:
+        await start(socket)
+        codes = [(await ask(socket, "hello")).terminal["error"]["code"] for _ in range(2)]
+        assert "a b " == (await ask(socket, "hello")).text
+    assert (["first_token_timeout", "stream_stalled"], 0) == (codes, engine.running)
 
 
 async def test_no_page_of_another_site_can_read(live: Live, client: httpx.AsyncClient) -> None:

@@ -1,0 +1,81 @@
+"""Deadlines: a response is whole in time, or fails by the error of the deadline it missed."""
+
+import asyncio
+
+import pytest
+
+from llm_service.engines.deadlines import DeadlineEngine, Deadlines
+from llm_service.engines.scripted import Fault, ScriptedEngine
+from llm_service.errors import EngineError, FirstTokenTimeout, GenerationFailed, ResponseTimeout, StreamStalled
+from tests.engines.requests import a_request
+
+LONG = 60.0
+SHORT = 0.02
+
+
+def engines(
+    *faults: Fault, first: float = LONG, between: float = LONG, response: float = LONG, rate: float = 100_000.0
+) -> tuple[ScriptedEngine, DeadlineEngine]:
+    """Return an engine that says six tokens, and the same with deadlines."""
+    inner = ScriptedEngine(lambda _: ["a "] * 6, tokens_per_second=rate, faults=faults)
+    return inner, DeadlineEngine(inner, Deadlines(first_token=first, between_tokens=between, response=response))
+
+
+async def said(engine: DeadlineEngine) -> str:
+    """Return the whole answer."""
+    pieces: list[str] = []
+    await engine.generate(a_request(model="scripted"), lambda delta: pieces.append(delta.text))
+    return "".join(pieces)
+
+
+async def test_an_answer_in_time_is_not_touched() -> None:
+    """The text is the engine's, and no timer is left."""
+    _, engine = engines()
+    assert "a " * 6 == await said(engine)
+
+
+@pytest.mark.parametrize(
+    ("fault", "limits", "error"),
+    [
+        (Fault(0), {"first": SHORT}, FirstTokenTimeout),
+        (Fault(3), {"between": SHORT}, StreamStalled),
+        (Fault(6), {"between": SHORT}, StreamStalled),
+        (Fault(0), {"response": SHORT}, ResponseTimeout),
+        (Fault(3), {"response": SHORT}, ResponseTimeout),
+    ],
+)
+async def test_silence(fault: Fault, limits: dict[str, float], error: type[EngineError]) -> None:
+    """Before the first token, within the answer, before its end: the engine's work is stopped, the error is typed."""
+    inner, engine = engines(fault, **limits)
+    async with asyncio.timeout(5):
+        with pytest.raises(error) as caught:
+            await said(engine)
+    assert f"{SHORT:g} seconds" in caught.value.message
+    assert (0, ["closed"]) == (inner.running, inner.endings)
+
+
+async def test_a_slow_answer_is_no_silence() -> None:
+    """Tokens that come in time, each of them, may take longer together than one may."""
+    _, engine = engines(first=0.5, between=0.5, rate=10)
+    assert "a " * 6 == await said(engine)
+
+
+async def test_a_talkative_engine_is_stopped() -> None:
+    """An answer that does not end is cut at its deadline however steadily it comes."""
+    _, engine = engines(response=0.05, rate=50)
+    with pytest.raises(ResponseTimeout, match="ask for a shorter one"):
+        await said(engine)
+
+
+async def test_other_errors_and_cancels_are_not_changed() -> None:
+    """What the engine raises, and a cancel from outside, come out as they are."""
+    _, engine = engines(Fault(2, GenerationFailed("it broke")), first=SHORT, between=SHORT)
+    with pytest.raises(GenerationFailed, match="it broke"):
+        await said(engine)
+    inner, engine = engines(Fault(2))
+    task = asyncio.create_task(said(engine))
+    while not inner.running:
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
