@@ -19,9 +19,9 @@ _log = structlog.get_logger(__name__)
 
 
 class Asides:
-    """Runs them as tasks of `tasks`, in the engine's idle time; `stop` must come before that group ends."""
+    """Runs them as tasks of `tasks`, in the engine's idle time; `stop` must come last before that group ends."""
 
-    __slots__ = ("_chores", "_engine", "_idle_work", "_metrics", "_tasks", "_to_warm", "_warming")
+    __slots__ = ("_chores", "_engine", "_idle_work", "_metrics", "_stops", "_tasks", "_to_warm", "_warming")
 
     def __init__(self, tasks: asyncio.TaskGroup, engine: Engine, idle_work: IdleWork, metrics: Metrics) -> None:
         self._tasks = tasks
@@ -29,6 +29,8 @@ class Asides:
         self._idle_work = idle_work
         self._metrics = metrics
         self._chores: set[asyncio.Task[None]] = set()
+        # How often all were stopped: what was begun before the last time does nothing more.
+        self._stops = 0
         self._to_warm: GenerationRequest | None = None
         self._warming: asyncio.Task[None] | None = None
 
@@ -50,7 +52,9 @@ class Asides:
         self._start(self._condense(effect.request, done))
 
     def stop(self) -> None:
-        """Stop all of them."""
+        """Stop what runs and forget what waits: no `done` of it is called. What is asked for later is done again."""
+        self._stops += 1
+        self.stop_warming()
         for chore in self._chores:
             chore.cancel()
 
@@ -61,18 +65,22 @@ class Asides:
         return task
 
     async def _warm(self) -> None:
-        while (request := self._to_warm) is not None:
+        stops = self._stops
+        while stops == self._stops and (request := self._to_warm) is not None:
             self._to_warm = None
             await self._generate("warm", request)
-        self._warming = None
+        if stops == self._stops:
+            self._warming = None
 
     async def _condense(self, request: GenerationRequest, done: Callable[[str | None], None]) -> None:
+        stops = self._stops
         text = None
         for _ in range(CONDENSE_TRIES):
             text = await self._generate("summary", request)
-            if text is not None:
+            if text is not None or stops != self._stops:
                 break
-        done(text)
+        if stops == self._stops:
+            done(text)
 
     async def _generate(self, kind: AsideKind, request: GenerationRequest) -> str | None:
         """Return what the engine says; None if it failed or a turn came first."""

@@ -50,7 +50,7 @@ class IdleWork:
         """Wait for idle time, then do the work. Cancelling this stops it.
 
         Raises:
-            Preempted: a turn began; what was done is lost.
+            Preempted: a turn began, and nobody cancelled this; what was done is lost.
         """
         while not self.idle:
             await self._free.wait()
@@ -59,7 +59,9 @@ class IdleWork:
         try:
             return await asyncio.shield(job)
         except asyncio.CancelledError:
-            if job.cancelled():
+            owner = asyncio.current_task()
+            # Whose owner was cancelled as well is not to begin anew.
+            if job.cancelled() and (owner is None or not owner.cancelling()):
                 raise Preempted from None
             job.cancel()
             with suppress(asyncio.CancelledError, Exception):

@@ -3,6 +3,7 @@
 Pydantic models, since a wrong choice must be answered with its place and its bounds.
 """
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -19,6 +20,10 @@ MAX_SCHEMA_BYTES = 16_384
 REFUSED_IN_SCHEMAS = frozenset(
     {"pattern", "patternProperties", "$ref", "$dynamicRef", "$defs", "definitions", "format"}
 )
+BOUNDED_IN_SCHEMAS = frozenset({"maxLength", "minLength", "maxItems", "minItems", "maxProperties", "minProperties"})
+MAX_SCHEMA_COUNT = 10_000
+# The keys of what stands under these are the tool's own names and no keywords.
+_NAMING = frozenset({"properties", "dependentSchemas", "dependentRequired"})
 
 
 class ToolFunction(BaseModel):
@@ -37,8 +42,13 @@ class ToolFunction(BaseModel):
     def _check_parameters(cls, value: dict[str, Any]) -> dict[str, Any]:
         if len(msgspec.json.encode(value)) > MAX_SCHEMA_BYTES:
             raise ValueError(f"must have at most {MAX_SCHEMA_BYTES} bytes")
-        if held := REFUSED_IN_SCHEMAS & _keys(value):
+        keywords = list(_keywords(value))
+        if held := REFUSED_IN_SCHEMAS.intersection(key for key, _ in keywords):
             raise ValueError(f"must not hold {', '.join(sorted(held))}; engines make grammars of it")
+        if high := {key for key, number in keywords if key in BOUNDED_IN_SCHEMAS and _above(number)}:
+            raise ValueError(
+                f"must hold no {', '.join(sorted(high))} above {MAX_SCHEMA_COUNT}; engines make grammars of it"
+            )
         return value
 
 
@@ -100,10 +110,23 @@ def merge_config(old: SessionConfig, new: SessionConfig) -> SessionConfig:
     return old.model_copy(update={key: getattr(new, key) for key in new.model_fields_set})
 
 
-def _keys(schema: object) -> set[str]:
-    """Return every key in a schema, however deep; messages are bounded in depth before they get here."""
-    if isinstance(schema, dict):
-        return set(schema).union(*map(_keys, schema.values()))
+def _keywords(schema: object) -> Iterator[tuple[str, object]]:
+    """Yield every keyword in a schema with its value, however deep; messages are bounded in depth before."""
     if isinstance(schema, list):
-        return set().union(*map(_keys, schema))
-    return set()
+        for part in schema:
+            yield from _keywords(part)
+    elif isinstance(schema, dict):
+        for key, value in schema.items():
+            yield key, value
+            if key in _NAMING and isinstance(value, dict):
+                for name, part in value.items():
+                    # Engines look for references everywhere, and no parameter has such a name.
+                    if name.startswith("$"):
+                        yield name, part
+                    yield from _keywords(part)
+            else:
+                yield from _keywords(value)
+
+
+def _above(number: object) -> bool:
+    return isinstance(number, int | float) and number > MAX_SCHEMA_COUNT

@@ -1,5 +1,6 @@
 import asyncio
 
+import pytest
 from prometheus_client import CollectorRegistry
 
 from llm_service.asides import CONDENSE_TRIES, Asides
@@ -130,6 +131,63 @@ async def test_all_is_stopped_with_the_session() -> None:
         await _soon()
         bench.asides.stop()
     assert (1, []) == (engine.stopped, found)
+    assert bench.idle.idle
+
+
+async def test_nothing_is_begun_after_a_stop() -> None:
+    """Not even the next try of what a turn has just stopped."""
+    engine = Engine()
+    found: list[str | None] = []
+    async with asyncio.TaskGroup() as tasks:
+        bench = Bench(tasks, engine)
+        bench.asides.condense(_condense("s"), found.append)
+        await _soon()
+        with bench.idle.turn():
+            while not engine.stopped:
+                await asyncio.sleep(0)
+            bench.asides.stop()
+        engine.go_on.set()
+    assert (["s"], []) == (engine.asked, found)
+    assert bench.idle.idle
+
+
+async def test_a_stop_forgets_what_waits() -> None:
+    """Neither the newest prompt nor a second summary is begun."""
+    engine = Engine()
+    found: list[str | None] = []
+    async with asyncio.TaskGroup() as tasks:
+        bench = Bench(tasks, engine)
+        bench.asides.warm(_request("a"))
+        await _soon()
+        bench.asides.warm(_request("b"))
+        bench.asides.condense(_condense("s"), found.append)
+        await _soon()
+        bench.asides.stop()
+        engine.go_on.set()
+    assert (["a"], []) == (engine.asked, found)
+
+
+@pytest.mark.parametrize("rests", [True, False])
+async def test_the_next_session_begins_anew(rests: bool) -> None:
+    """After any number of stops, warming and summaries are done again, whether the old ones are over or not."""
+    engine = Engine()
+    found: list[str | None] = []
+    async with asyncio.TaskGroup() as tasks:
+        bench = Bench(tasks, engine)
+        bench.asides.stop()
+        for text in ("a", "b", "c"):
+            bench.asides.warm(_request(text))
+            bench.asides.condense(_condense(f"s{text}"), found.append)
+            await _soon()
+            if text != "c":
+                bench.asides.stop()
+                bench.asides.stop()
+            if rests:
+                await _soon()
+        engine.go_on.set()
+        await _soon()
+        bench.asides.warm(_request("d"))
+    assert (["a", "b", "c", "sc", "d"], ["sc"]) == (engine.asked, found)
     assert bench.idle.idle
 
 

@@ -81,6 +81,36 @@ async def test_its_owner_can_stop_it(begun: bool) -> None:
     assert idle.idle
 
 
+async def test_a_cancelled_owner_is_not_told_of_a_turn() -> None:
+    """Who is cancelled after a turn stopped the work, and before it could hear of that, is cancelled."""
+    idle, job = IdleWork(), Job()
+    running = asyncio.create_task(idle.run(job.run))
+    await job.begun.wait()
+    with idle.turn():
+        while not job.stopped:
+            await asyncio.sleep(0)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert running.cancelled()
+    assert idle.idle
+
+
+async def test_an_owner_cancelled_with_the_work() -> None:
+    """Both at once are a cancellation, whichever comes first."""
+    for turn_first in (True, False):
+        idle, job = IdleWork(), Job()
+        running = asyncio.create_task(idle.run(job.run))
+        await job.begun.wait()
+        if not turn_first:
+            running.cancel()
+        with idle.turn():
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+        assert (True, True) == (job.stopped, idle.idle)
+
+
 async def test_what_the_work_raises_comes_out() -> None:
     """A failure is its owner's, and the next piece can run."""
     idle = IdleWork()

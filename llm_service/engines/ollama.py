@@ -1,5 +1,6 @@
 """Ollama, through its native API: the OpenAI-compatible one can't say num_ctx, truncate or shift."""
 
+import re
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from typing import Any
@@ -34,6 +35,14 @@ from llm_service.generation import Delta, Finish, GenerationRequest, Message, Ta
 _OVERFLOW = "the input length exceeds the context length"
 # types/model/capability.go and server/images.go, likewise with status 400 and no code.
 _NO_TOOLS = "does not support tools"
+# What Ollama quotes in these is a name, of a model or of what a model is made of.
+_NAMING = re.compile(
+    r"""model '([\w.:/@-]+)' not found(?:, try pulling it first)?|"?[\w.:/@-]+"? does not support \w+"""
+    r"""|[\w :]*unknown model architecture: '[\w.-]+'"""
+)
+# Otherwise text of the model or the user may begin here: harmony/harmonyparser.go says "error parsing tool call:
+# raw='…', err=…", and model/parsers/qwen3coder.go what encoding/xml does: "XML syntax error on line 1: element <…".
+_SAID = re.compile(r"raw=|(?<=syntax error)|(?<=tool call):|[\"'`<>{}\[\]&«»\u2018-\u201f]")
 
 
 class _Function(msgspec.Struct, gc=False):
@@ -101,7 +110,7 @@ class OllamaEngine:
             engine=self._label,
             connect_timeout=connect_timeout,
             read_timeout=read_timeout,
-            refuse=lambda refusal: _refused(refusal, self._label),
+            refuse=lambda refusal: _refused(_unsaid(refusal), self._label),
         )
         self._base_url = base_url
         self._connect_timeout = connect_timeout
@@ -273,7 +282,8 @@ class _Answer:
                 if message.tool_calls:
                     self._call(message.tool_calls)
             if part.error:
-                raise GenerationFailed(f"{self._label} failed: {cleaned(part.error)}")
+                text = _without_said(cleaned(part.error))
+                raise GenerationFailed(f"{self._label} failed{text and ': ' + text}")
             if part.done:
                 self._last = part
                 return True
@@ -313,7 +323,7 @@ class _Answer:
                 yield from _decode_lines(line)
             except UNREADABLE:
                 # An error in another shape than a string is an error still.
-                text, _ = error_fields(line)
+                text = _without_said(error_fields(line)[0])
                 raise GenerationFailed(f"{self._label} sent a line that can't be read{text and ': ' + text}.") from None
 
 
@@ -340,13 +350,20 @@ def _refused(refusal: Refusal, label: str, model: str = "") -> FastTalkError:
     if refusal.status == 400 and refusal.text.endswith(_NO_TOOLS):
         return EngineRejected(f"{label}: {refusal.text}. Choose a model that can call tools, or send none.")
     if refusal.status == 404:
-        # "model 'x' not found": the name between the quotes is what Ollama looked for.
-        wanted = model or _quoted(refusal.text) or "NAME"
+        named = _NAMING.fullmatch(refusal.text)
+        wanted = model or (named and named[1]) or "NAME"
         return ModelNotFound(f"{label} has no model '{wanted}'. Fetch it: ollama pull {wanted}")
-    # Ollama's messages name models, options and failures, never what was said.
+    # What was said is not in `text` any more, or was never sent: only a chat holds such.
     error: EngineError = refused(refusal, label, quote=True)
     return error
 
 
-def _quoted(text: str) -> str:
-    return text.split("'")[1] if text.count("'") >= 2 else ""
+def _unsaid(refusal: Refusal) -> Refusal:
+    return msgspec.structs.replace(refusal, text=_without_said(refusal.text))
+
+
+def _without_said(text: str) -> str:
+    """Return what Ollama says up to where it may quote the model or the user."""
+    if _NAMING.fullmatch(text):
+        return text
+    return _SAID.split(text, maxsplit=1)[0].rstrip(" :,(")

@@ -218,6 +218,9 @@ class TestFailures:
             (400, {"error": "the input length exceeds the context length"}, ContextOverflow, "context window"),
             (404, {"error": "model 'small' not found"}, ModelNotFound, "ollama pull small"),
             (404, "404 page not found", ModelNotFound, "ollama pull NAME"),
+            (404, {"error": "model 'a/b:c' not found, try pulling it first"}, ModelNotFound, "ollama pull a/b:c"),
+            (404, {"error": "tool 'small' not found"}, ModelNotFound, "ollama pull NAME"),
+            (500, {"error": "error loading model: unknown model architecture: 'new'"}, GenerationFailed, ": 'new'"),
             (400, {"error": '"small" does not support thinking'}, EngineRejected, "does not support thinking"),
             (400, {"error": "x/small:latest does not support tools"}, EngineRejected, "tools. Choose a model that can"),
             (500, {"error": "model requires more system memory"}, GenerationFailed, "more system memory"),
@@ -279,6 +282,43 @@ class TestFailures:
         with pytest.raises(EngineError) as caught:
             await collect(stream(engine, a_request(SECRET)))
         assert SECRET not in repr(caught.value)
+
+    @pytest.mark.parametrize(
+        ("message", "left"),
+        [
+            (f'error parsing tool call: raw=\'{{"city": "{SECRET}"\', err=invalid', ": error parsing tool call"),
+            (f"error parsing tool call: raw={SECRET}", ": error parsing tool call"),
+            (f"error parsing tool call: {SECRET}", ": error parsing tool call"),
+            (f"XML syntax error on line 3: element <{SECRET}> closed by </b>", ": XML syntax error"),
+            (f"XML syntax error on line 3: invalid XML name: {SECRET}", ": XML syntax error"),
+            (f"can't use tool '{SECRET}'", ": can"),
+            (f'template: "{SECRET}" is odd', ": template"),
+            (f"'{SECRET}' does not support tools", ""),
+            (f"tool '{SECRET}' does not support tools", ": tool"),
+            (f"“{SECRET}”", ""),
+            (f"model 'x' not found: {SECRET}", ": model"),
+            (f"bad content {{{SECRET}}}", ": bad content"),
+        ],
+    )
+    async def test_what_was_said_is_not_quoted(
+        self, fake: FakeServer, engine: OllamaEngine, message: str, left: str
+    ) -> None:
+        """An error tells what Ollama says only up to where it may quote the model or the user."""
+        answering(fake, lines(said("a"), {"error": message}))
+        with pytest.raises(GenerationFailed) as caught:
+            await collect(stream(engine, a_request()))
+        assert f"failed{left}" == caught.value.message[-len(f"failed{left}") :]
+        answering(fake, lines({"error": {"message": message}}))
+        with pytest.raises(GenerationFailed) as caught:
+            await collect(stream(engine, a_request()))
+        assert f"can't be read{left}." == caught.value.message[-len(f"can't be read{left}.") :]
+        for status in (400, 404, 500, 503):
+            answering(fake, msgspec.json.encode({"error": message}), status)
+            with pytest.raises(FastTalkError) as refused:
+                await collect(stream(engine, a_request()))
+            assert SECRET not in repr(refused.value)
+            told = f"HTTP {status}{left}" if status in (400, 500) else ""
+            assert told == refused.value.message[len(refused.value.message) - len(told) :]
 
     async def test_silence(self, fake: FakeServer) -> None:
         """An Ollama that opens the stream and says nothing is EngineTimeout."""

@@ -4,12 +4,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_service.engines.think_tags import MAX_SPACE, ThinkTags
+from llm_service.engines.think_tags import MAX_HELD, ThinkTags
 from llm_service.generation import Delta, TakeDelta
 
 # Made of what tags are made of, so that nearly every text has one, or nearly one.
 TEXTS = st.lists(
-    st.sampled_from(["<think>", "</think>", "<", "<th", "ink>", "</", "think", ">", " ", "\n", "a", "ü", " " * 40])
+    st.sampled_from(
+        [
+            "<think>",
+            "</think>",
+            "<",
+            "<th",
+            "ink>",
+            "</",
+            "think",
+            ">",
+            " ",
+            "\n",
+            "\u200b",
+            "a",
+            "ü",
+            " " * 2000,
+            "a" * 2000,
+        ]
+    )
 ).map("".join)
 
 
@@ -54,12 +72,31 @@ class Answer:
         (" <b>", "", " <b>"),
         ("</think>a", "", "</think>a"),
         (" \n", "", " \n"),
-        (" " * MAX_SPACE + "<think>a", "a", ""),
-        (" " * MAX_SPACE + " <think>a", "", " " * MAX_SPACE + " <think>a"),
+        (" " * MAX_HELD + "<think>a", "a", ""),
+        (" " * MAX_HELD + " <think>a", "", " " * MAX_HELD + " <think>a"),
+        ("\ufeff\u200b\n<think>a</think>\u200bb", "a", "b"),
+        ("<think>a</think><think>b</think>Hello", "ab", "Hello"),
+        ("<think>a</think>\n\n<think>b</think>\n<think></think> \n<think>c</think>\nHello", "abc", "Hello"),
+        ("<think>a</think>\n<think>b", "ab", ""),
+        ("<think>a</think>\n<thi", "a", "<thi"),
+        ("<think>a</think>\n<b>", "a", "<b>"),
+        ("<think>a<think>b</think>c</think>Hello", "a<think>b</think>c", "Hello"),
+        ("<think>a<think>b</think>\n</think>\nHello", "a<think>b</think>\n", "Hello"),
+        ("<think>a<think>b<think>c</think>d</think>e</think>f", "a<think>b<think>c</think>d</think>e", "f"),
+        ("<think>a<think>b</think>c<think>d</think>e</think>f", "a<think>b</think>c<think>d</think>e", "f"),
+        ("<think>\n<think>a</think>b", "\n<think>a", "b"),
+        ("<think><think>a</think></think>b", "<think>a", "b"),
+        ("<think>The tag <think>?</think>\nIt begins", "The tag <think>?", "It begins"),
+        ("<think>a<think>b</think>" + "c" * MAX_HELD + "d", "a<think>b", "c" * MAX_HELD + "d"),
+        ("<think>a<think>b</think>" + "c" * MAX_HELD + "</think>d", "a<think>b", "c" * MAX_HELD + "</think>d"),
+        ("<think>a<think>b</think>" + " " * MAX_HELD + " c", "a<think>b", "c"),
+        ("Sure. <think>x</think>Hello", "", "Sure. <think>x</think>Hello"),
+        ("x</think>Hello", "", "x</think>Hello"),
+        ("<think></think>" * 5000 + "a", "", "a"),
     ],
 )
 def test_what_is_told_apart(text: str, thoughts: str, answer: str) -> None:
-    """One pair of tags at the beginning counts; all else is the answer, unchanged."""
+    """Reasoning at the beginning counts, in one block or several; all else is the answer, unchanged."""
     assert (thoughts, answer) == Answer().split(text)
     assert (thoughts, answer) == Answer().split(*text)
 
@@ -73,7 +110,7 @@ def test_any_cut(text: str, data: st.DataObject) -> None:
     split = answer.split(*pieces)
     assert split == Answer().split(text)
     assert answer.settled <= 1
-    if not text.lstrip().startswith("<think>"):
+    if not text.lstrip(" \n\u200b").startswith("<think>"):
         assert ("", text) == split
 
 
@@ -95,6 +132,29 @@ def test_thoughts_flow() -> None:
     for text, got in (("<think>a", ["a"]), (" b<", ["a", " b"]), ("/c", ["a", " b", "</c"])):
         answer.take(Delta(text))
         assert got == [delta.text for delta in answer.got]
+
+
+def test_an_answer_flows_after_reasoning_that_began_twice() -> None:
+    """A second tag right behind the first does not let the answer wait, and one within the reasoning only at first."""
+    answer = Answer()
+    for text in ("<think>", "\n<think>", "a</think>", "b"):
+        answer.take(Delta(text))
+    assert (Delta("b"), 1) == (answer.got[-1], answer.settled)
+    answer = Answer()
+    for text in ("<think>a<think>", "a</think>", "b" * MAX_HELD):
+        answer.take(Delta(text))
+    assert 0 == answer.settled
+    answer.take(Delta("b"))
+    assert (Delta("b" * MAX_HELD + "b"), 1) == (answer.got[-1], answer.settled)
+
+
+def test_who_goes_on_calling_it() -> None:
+    """It hands on what comes and is settled once."""
+    answer = Answer()
+    for text in ("a", "<think>", "b"):
+        answer.tags.take(Delta(text))
+    answer.tags.end()
+    assert ([Delta("a"), Delta("<think>"), Delta("b")], 1) == (answer.got, answer.settled)
 
 
 def test_an_engine_that_tells_reasoning_itself() -> None:
