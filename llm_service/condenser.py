@@ -4,16 +4,16 @@ from llm_service.conversation import Conversation
 from llm_service.session_defaults import Choices
 from llm_service.summary import Condensation, cleaned, condensation
 
-# Summaries that come to nothing, in a row, before what they were to stand for is let go.
+# Summaries that come to nothing, in a row, before turns that are kept are left to the trim, and dropped ones let go.
 MAX_FAILED = 3
-# Share of the high mark past which history is dropped between turns, before a turn has to do it.
+# Share of the high mark past which history is condensed, before a turn has to drop it; it stays until that is done.
 EARLY = 0.8
 
 
 class Condenser:
     """Of one conversation. `max_tokens` is what a summary may have."""
 
-    __slots__ = ("_answer", "_conversation", "_failed", "_job", "_max_tokens")
+    __slots__ = ("_answer", "_conversation", "_early", "_failed", "_job", "_max_tokens")
 
     def __init__(self, conversation: Conversation, *, max_tokens: int) -> None:
         self._conversation = conversation
@@ -21,6 +21,7 @@ class Condenser:
         self._job: Condensation | None = None
         self._answer: tuple[Condensation, str] | None = None
         self._failed = 0  # in a row
+        self._early = True
 
     def answered(self, job: Condensation, text: str) -> None:
         """Take what the engine said; it counts from the next `settle` on, and only for the history it was made of."""
@@ -36,21 +37,35 @@ class Condenser:
         self._answer = None
         summary = cleaned(text, job, max_tokens=self._max_tokens)
         if summary and self._conversation.condensed(job, summary):
-            self._failed = 0
+            self._failed, self._early = 0, True
             return
         self._failed += 1
         if self._failed >= MAX_FAILED:
-            self._failed = 0
-            self._conversation.dropped.clear()
+            self._let_go()
+
+    def forget(self) -> None:
+        """Take no summary any more of what is being condensed, and let go what waits."""
+        self._job = self._answer = None
+        self._failed, self._early = 0, True
+        self._conversation.dropped.clear()
+
+    def _let_go(self) -> None:
+        # Until a summary has come out well again only what is dropped is tried: what is kept may stay.
+        self._failed, self._early = 0, False
+        self._conversation.dropped.clear()
 
     def next(self, choices: Choices) -> Condensation | None:
-        """Drop history that nears the high mark, and return what is to be condensed now; None: nothing."""
+        """Return what is to be condensed now; None: nothing. No turn may be open."""
         if self._job is not None or not choices.summarizes:
             return None
         conversation = self._conversation
-        conversation.shed(EARLY, context_window=choices.window, max_tokens=choices.sampling.max_tokens)
+        turns = conversation.dropped
+        if self._early:
+            turns = conversation.condensable(
+                EARLY, context_window=choices.window, max_tokens=choices.sampling.max_tokens
+            )
         room = choices.window - self._max_tokens
-        self._job = condensation(conversation.dropped, conversation.summary, room=room, max_tokens=self._max_tokens)
-        if self._job is None:
-            conversation.dropped.clear()  # the window has no room to read them in
+        self._job = condensation(turns, conversation.summary, room=room, max_tokens=self._max_tokens)
+        if self._job is None and turns:
+            self._let_go()  # the window has no room to read them in
         return self._job

@@ -22,7 +22,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from llm_service import events
 from llm_service.asides import Asides
 from llm_service.close_codes import CloseCode
-from llm_service.effects import Condense, Count, Dropped, Effect, Generate, Send, Stop, Warm
+from llm_service.effects import Condense, Count, Dropped, Effect, Generate, Send, Stop, StopAsides, Warm
 from llm_service.engines.base import Engine
 from llm_service.errors import (
     ClientError,
@@ -278,6 +278,8 @@ class Connection:
                     self._asides.warm(request)
                 case Condense(job):
                     self._asides.condense(effect, partial(self._session.condensed, job))
+                case StopAsides():
+                    self._asides.stop()
                 case Dropped(tokens):
                     self._metrics.count_dropped(tokens)
 

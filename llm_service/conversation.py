@@ -18,6 +18,9 @@ MARGIN = 1 / 64
 # A count below this share of what was counted before is no count of the whole prompt.
 PLAUSIBLE = 0.25
 
+# Turns at the end of the history that no summary stands for: what is spoken of now.
+KEPT = 2
+
 SUMMARY_HEADING = "Summary of the conversation before this point:"
 
 
@@ -40,6 +43,8 @@ class Conversation:
     from the front down to `low_water` of it, so that the next many prompts begin with the same bytes: an engine
     reuses its KV cache only for an unchanged prefix. With `keep_dropped` they wait in `dropped` for whoever
     condenses them.
+
+    The tools' schemas are in every prompt as well, and count with the system prompt.
     """
 
     __slots__ = (
@@ -47,10 +52,14 @@ class Conversation:
         "_history",
         "_low_water",
         "_max_messages",
+        "_model",
+        "_next_schemas",
         "_next_system_prompt",
         "_open",
         "_open_counted",
         "_ratio",
+        "_ratio_before",
+        "_schemas",
         "_summary",
         "_system_prompt",
         "_system_tokens",
@@ -70,6 +79,7 @@ class Conversation:
         self._high_water = high_water
         # A new one must not be taken for the one that the open turn's prompt was counted with.
         self._next_system_prompt = system_prompt
+        self._schemas = self._next_schemas = self._model = ""
         self._summary = ""
         self._history = History()
         self._open: Turn | None = None
@@ -78,6 +88,7 @@ class Conversation:
         self._to_drop = 0
         self._system_tokens: int | None = None
         self._ratio = TokenEstimate()
+        self._ratio_before = self._ratio.bytes_per_token
         self.dropped_turns = 0
         self.dropped_tokens = 0
         self.keep_dropped = False
@@ -117,19 +128,40 @@ class Conversation:
         """What stands for the turns that were dropped and condensed; empty means none."""
         return self._summary
 
-    def set_system_prompt(self, text: str) -> None:
-        """Change the system prompt from the next turn on."""
-        self._next_system_prompt = text
+    def set_system_prompt(self, text: str, *, schemas: str = "", model: str = "") -> None:
+        """Change the system prompt, and the tools' schemas, from the next turn on.
+
+        Another `model` may have another tokenizer.
+        """
+        self._next_system_prompt, self._next_schemas = text, schemas
+        if model != self._model:
+            self._model = model
+            self._system_tokens = None
+
+    def condensable(self, share: float, *, context_window: int, max_tokens: int) -> list[Turn]:
+        """Return the turns that a summary may stand for: those dropped, and those that will be dropped before long.
+
+        The latter are there once the history is past `share` of the high mark. The last two turns never are.
+        """
+        budget = _budget(context_window, max_tokens)
+        if self.tokens <= share * self._high_water * budget:
+            return list(self.dropped)
+        count = self._first_kept(self.tokens - self._low_water * budget, 0, 0)
+        return self.dropped + self._history.turns[: max(0, min(count, len(self._history.turns) - KEPT))]
 
     def condensed(self, job: Condensation, summary: str) -> bool:
-        """Let a summary stand for the turns it was made of; False if they are not what waits first any more."""
-        count = len(job.turns)
-        waiting = self.dropped[:count]
-        same = len(waiting) == count and all(a is b for a, b in zip(waiting, job.turns, strict=True))
+        """Let a summary stand for the turns it was made of, dropping those that are still kept.
+
+        False if they are not what comes first any more.
+        """
+        waiting, count = len(self.dropped), len(job.turns)
+        first = (self.dropped + self._history.turns)[:count]
+        same = len(first) == count and all(a is b for a, b in zip(first, job.turns, strict=True))
         if not same or job.before != self._summary:
             return False
-        del self.dropped[:count]
         self.set_summary(summary)
+        self._drop(count - waiting)
+        del self.dropped[:count]
         return True
 
     def set_summary(self, text: str) -> None:
@@ -145,7 +177,8 @@ class Conversation:
 
     def needs_count(self, text: str, *, context_window: int, max_tokens: int) -> bool:
         """Whether the exact number of this message's tokens could change what is kept of the history."""
-        return self.tokens + most_tokens(text) > self._high_water * _budget(context_window, max_tokens)
+        most = self.tokens + self._slack() + most_tokens(text)
+        return most > self._high_water * _budget(context_window, max_tokens)
 
     def begin(
         self,
@@ -169,22 +202,16 @@ class Conversation:
         """
         if self._open is not None:
             raise RuntimeError("the last turn was neither committed nor rolled back")
-        if self._next_system_prompt != self._system_prompt:
-            self._system_prompt = self._next_system_prompt
+        if (self._next_system_prompt, self._next_schemas) != (self._system_prompt, self._schemas):
+            self._system_prompt, self._schemas = self._next_system_prompt, self._next_schemas
             self._system_tokens = None
         exact = None if tokens is None else tokens + TOKENS_PER_MESSAGE
         turn = Turn(user=text, tokens=self._estimate(text) if exact is None else exact)
-        needed, limit = self._system_size() + turn.tokens, _room(context_window)
-        if engine_counts and exact is None:
-            needed = fewest_tokens(self._system_prompt) + fewest_tokens(text)
-        if needed > limit:
-            certain = engine_counts and exact is None
-            raise ContextOverflow(
-                f"the message and the system prompt need {'more than' if certain else 'about'} {needed} tokens, "
-                f"and the context window has {context_window}; send a shorter message"
-            )
-        most = most_tokens(text) if exact is None else exact
-        self._to_drop = self._turns_to_drop(turn, _budget(context_window, max_tokens), limit - most)
+        fewest = (fewest_tokens(text) if exact is None else exact) if engine_counts else None
+        self._check_fit(turn.tokens, fewest, context_window)
+        turn.most = most_tokens(text) if exact is None else exact
+        self._ratio_before = self._ratio.bytes_per_token
+        self._to_drop = self._turns_to_drop(turn.tokens, turn.most, context_window, max_tokens)
         self._open = turn
         self._open_counted = exact is not None
         return self._prompt()
@@ -201,7 +228,7 @@ class Conversation:
             return None
         if not self._open_counted:
             turn.tokens = self._estimate(turn.user)
-        more = self._turns_to_drop(turn, _budget(context_window, max_tokens), _room(context_window) - turn.tokens)
+        more = self._turns_to_drop(*self._open_size(), context_window, max_tokens)
         # What was thought to fit did not: at least half of what is left goes, whatever the estimate says now.
         self._to_drop = max(more, self._to_drop + (left + 1) // 2)
         return self._prompt()
@@ -223,8 +250,17 @@ class Conversation:
         step.results[call_id] = result
         return step.whole
 
-    def go_on(self) -> Prompt:
-        """Return the prompt that goes on behind the open turn's tool results."""
+    def go_on(self, *, context_window: int, max_tokens: int, engine_counts: bool = False) -> Prompt:
+        """Return the prompt that goes on behind the open turn's tool results, with less history if they need its room.
+
+        Raises:
+            ContextOverflow: they do not fit into the window even alone, as in `begin`; the turn is still open.
+        """
+        turn = self._opened()
+        likely, most = self._open_size()
+        fewest = sum(fewest_tokens(step.sent) for step in turn.steps) + fewest_tokens(turn.user)
+        self._check_fit(likely, fewest if engine_counts else None, context_window)
+        self._to_drop = max(self._to_drop, self._turns_to_drop(likely, most, context_window, max_tokens))
         return self._prompt()
 
     def commit(self, answer: str, *, interrupted: bool = False, usage: Usage | None = None) -> None:
@@ -232,42 +268,40 @@ class Conversation:
         turn = self._take_open()
         turn.answer = answer
         turn.interrupted = interrupted
-        turn.drop_open_step()
+        turn.fold()
         self._drop(self._to_drop)
         self._to_drop = 0
         if usage is not None and self._is_plausible(usage):
             self._learn(turn, usage)
         else:
-            turn.tokens += sum(self._estimate(message.content) for message in turn.reply())
+            self._hold(turn)
         self._history.append(turn)
 
     def rollback(self) -> None:
         """Forget the open turn: the history is what it was before, ready for the same message again."""
         self._take_open()
         self._to_drop = 0
+        # What the engine refused says nothing about the text that stays.
+        self._ratio.bytes_per_token = self._ratio_before
 
-    def cut(self, kept: str) -> None:
-        """Let the newest answer be no more than this, its beginning, and mark it as interrupted."""
+    def cut(self, chars: int) -> None:
+        """Let what the assistant said in the newest turn be no longer than this, and mark it as interrupted."""
         if not self._history.turns:
             return  # it was dropped meanwhile
         turn = self._history.turns[-1]
-        turn.tokens = max(0, turn.tokens - self._estimate(turn.answer) + self._estimate(kept))
-        turn.answer, turn.interrupted, turn.counted = kept, True, False
+        turn.cut(chars)
+        turn.interrupted = True
+        self._hold(turn)
         self._history.changed()
 
     def peek(self, text: str, *, context_window: int, max_tokens: int) -> tuple[Message, ...] | None:
         """Return the prompt that `begin` would make of this message; None where it would drop turns."""
-        if self.needs_count(text, context_window=context_window, max_tokens=max_tokens):
+        crowded = self._history.messages + 1 > self._max_messages
+        if crowded or self.needs_count(text, context_window=context_window, max_tokens=max_tokens):
             return None
         head = self._head(self._next_system_prompt)
         said = Message("user", self._history.joined(text))
         return (*((Message("system", head),) if head else ()), *self._history.said, said)
-
-    def shed(self, share: float, *, context_window: int, max_tokens: int) -> None:
-        """Drop turns down to the low mark now, between turns, if the history is past this share of the high one."""
-        budget = _budget(context_window, max_tokens)
-        if self._open is None and self.tokens > share * self._high_water * budget:
-            self._drop(self._first_kept(self.tokens - self._low_water * budget, 0))
 
     def _opened(self) -> Turn:
         if self._open is None:
@@ -285,10 +319,9 @@ class Conversation:
         history = self._history.without(self._to_drop)
         said = Message("user", history.joined(turn.user))
         messages = (*((Message("system", head),) if head else ()), *history.said, said)
-        tokens = self._system_size() + history.tokens + turn.tokens
         for step in turn.steps:
             messages += tuple(step.messages())
-            tokens += sum(self._estimate(message.content) for message in step.messages())
+        tokens = self._system_size() + history.tokens + self._open_size()[0]
         return Prompt(messages=messages, tokens=tokens, dropped_turns=self._to_drop)
 
     def _head(self, system_prompt: str) -> str:
@@ -297,29 +330,73 @@ class Conversation:
             return system_prompt
         return "\n\n".join([*filter(None, [system_prompt]), f"{SUMMARY_HEADING}\n{self._summary}"])
 
-    def _turns_to_drop(self, turn: Turn, budget: int, room: int) -> int:
-        """Return how many turns from the front must go; `room` is what history may have beside the new message."""
-        size, messages = self.tokens + turn.tokens, self._history.messages + 1
-        if size <= self._high_water * budget and self.tokens <= room and messages <= self._max_messages:
-            return 0
-        low = self._low_water
-        return self._first_kept(
-            max(size - low * budget, self.tokens - min(room, low * budget)), messages - low * self._max_messages
-        )
+    def _check_fit(self, likely: int, fewest: int | None, context_window: int) -> None:
+        """Raise ContextOverflow if an open turn of this size cannot be asked about, however much history goes.
 
-    def _first_kept(self, tokens: float, messages: float) -> int:
-        """Return how many turns from the front have so many tokens and messages."""
+        `fewest` is what it has at least, where the engine itself refuses what is too long: only that is certain.
+        """
+        needed, limit = self._system_size() + likely, _room(context_window)
+        if fewest is not None:
+            needed = fewest_tokens(self._head(self._system_prompt)) + fewest
+        if needed > limit:
+            raise ContextOverflow(
+                f"the message and the system prompt need {'about' if fewest is None else 'more than'} {needed} tokens, "
+                f"and the context window has {context_window}; send a shorter message"
+            )
+
+    def _turns_to_drop(self, likely: int, most: int, context_window: int, max_tokens: int) -> int:
+        """Return how many turns from the front must go for an open turn of this size.
+
+        By what is likely for the marks, and by what may be at most for the window itself.
+        """
+        budget, low, messages = _budget(context_window, max_tokens), self._low_water, self._history.messages + 1
+        size, bound = self.tokens + likely, self.tokens + self._slack() + most
+        room = _room(context_window)
+        if size <= self._high_water * budget and bound <= room and messages <= self._max_messages:
+            return 0
+        # A message that is the most of the prompt leaves what room there is.
+        beyond = bound - max(min(room, low * budget + most), 0)
+        return self._first_kept(size - low * budget, beyond, messages - low * self._max_messages)
+
+    def _first_kept(self, tokens: float, bound: float, messages: float) -> int:
+        """Return how many turns from the front have so many tokens, so many at most, and so many messages."""
         for count, past in enumerate(self._history.turns):
-            if tokens <= 0 and messages <= 0:
+            if tokens <= 0 and bound <= 0 and messages <= 0:
                 return count
             tokens -= past.tokens
+            bound -= past.tokens + past.slack
             messages -= past.messages
         return len(self._history.turns)
 
+    def _slack(self) -> int:
+        """How many tokens more than `tokens` system prompt and history may have."""
+        if self._system_tokens is not None:
+            return self._history.slack
+        most = most_tokens(self._head(self._system_prompt)) + most_tokens(self._schemas)
+        return self._history.slack + max(0, most - self._system_size())
+
+    def _open_size(self) -> tuple[int, int]:
+        """Return what the open turn has, tools included: likely, and at most."""
+        turn = self._opened()
+        steps = [self._step_size(step) for step in turn.steps]
+        return turn.tokens + sum(likely for likely, _ in steps), turn.most + sum(most for _, most in steps)
+
+    def _step_size(self, step: ToolStep) -> tuple[int, int]:
+        results = TOKENS_PER_MESSAGE * len(step.calls)  # each is a message of its own
+        return self._estimate(step.sent) + results, most_tokens(step.sent) + results
+
     # What is kept, and its size
 
+    def _hold(self, turn: Turn) -> None:
+        """Give an estimate to a turn that no engine has counted as it is."""
+        texts = [turn.user, turn.answer] if turn.answer else [turn.user]
+        sizes = [(self._estimate(text), most_tokens(text)) for text in texts]
+        sizes += [self._step_size(step) for step in turn.steps]
+        turn.tokens, turn.most = sum(likely for likely, _ in sizes), sum(most for _, most in sizes)
+        turn.counted = False
+
     def _drop(self, count: int) -> None:
-        gone = self._history.drop(count)
+        gone = self._history.drop(max(0, count))
         self.dropped_turns += len(gone)
         self.dropped_tokens += sum(turn.tokens for turn in gone)
         if self.keep_dropped:
@@ -328,7 +405,8 @@ class Conversation:
     def _system_size(self) -> int:
         if self._system_tokens is not None:
             return self._system_tokens
-        return self._estimate(self._head(self._system_prompt))
+        schemas = self._estimate(self._schemas) if self._schemas else 0
+        return self._estimate(self._head(self._system_prompt)) + schemas
 
     def _estimate(self, text: str) -> int:
         return self._ratio.likely(text)
@@ -339,27 +417,37 @@ class Conversation:
 
     def _learn(self, turn: Turn, usage: Usage) -> None:
         """Spread the engine's exact total over what was estimated: the new message and, once, the system prompt."""
-        turn.counted = True
+        if self._history.slack:
+            # The sum of all is known now, and with it that of those turns.
+            for past in self._history.turns:
+                past.counted = True
+            self._history.recount()
         before = self._history.tokens
         if self._system_tokens is None:
             # Both were estimated alike, so both were wrong by the same factor.
-            head = self._system_size()
-            self._system_tokens = max(0, usage.prompt_tokens - before) * head // (head + turn.tokens)
+            head, said = self._system_size(), turn.tokens + sum(self._step_size(step)[0] for step in turn.steps)
+            self._system_tokens = max(0, usage.prompt_tokens - before) * head // (head + said)
+        turn.counted = True
         turn.tokens = usage.prompt_tokens - before - self._system_tokens
         if turn.tokens < 0:
             self._give_back(turn)
         turn.tokens += usage.completion_tokens
-        text = len(self._head(self._system_prompt).encode()) + self._history.bytes + turn.bytes
+        text = len((self._head(self._system_prompt) + self._schemas).encode()) + self._history.bytes + turn.bytes
         self._ratio.learn(text - len(turn.answer.encode()), usage.prompt_tokens)
 
     def _give_back(self, turn: Turn) -> None:
-        """Take from what had been held for more than it is: turns never counted, or the system prompt."""
+        """Take from what had been held for more than it is: the system prompt's share, turns, or the system prompt."""
+        assert self._system_tokens is not None
+        schemas = self._estimate(self._schemas) if self._schemas else 0
+        excess = self._system_tokens - self._estimate(self._head(self._system_prompt)) - schemas
+        given = max(0, min(excess, -turn.tokens))
+        self._system_tokens -= given
+        turn.tokens += given
         for past in reversed(self._history.turns):
             cut = min(past.tokens, -turn.tokens)
             past.tokens -= cut
             turn.tokens += cut
         if turn.tokens < 0:
-            assert self._system_tokens is not None
             self._system_tokens, turn.tokens = self._system_tokens + turn.tokens, 0
         self._history.recount()
 

@@ -53,6 +53,11 @@ class Warm:
 
 
 @dataclass(frozen=True, slots=True)
+class StopAsides:
+    """Stop what was asked for beside the turns: nobody wants it any more."""
+
+
+@dataclass(frozen=True, slots=True)
 class Condense:
     """Ask the engine when no turn needs it, and feed all it says, or None, into `condensed`."""
 
@@ -60,4 +65,4 @@ class Condense:
     request: GenerationRequest
 
 
-Effect = Send | Count | Generate | Stop | Dropped | Warm | Condense
+Effect = Send | Count | Generate | Stop | Dropped | Warm | Condense | StopAsides

@@ -10,15 +10,18 @@ from llm_service.turn import Turn
 
 
 class History:
-    """Turns, oldest first. The sums are those of all turns; `counted` is the tokens an engine has counted."""
+    """Turns, oldest first. The sums are those of all turns; `counted` is the tokens an engine has counted.
 
-    __slots__ = ("_waiting", "bytes", "counted", "messages", "said", "tokens", "turns")
+    `slack` is how many tokens more they may have.
+    """
+
+    __slots__ = ("_waiting", "bytes", "counted", "messages", "said", "slack", "tokens", "turns")
 
     def __init__(self) -> None:
         self.turns: list[Turn] = []
         self.said: list[Message] = []
         self._waiting: list[str] = []
-        self.tokens = self.counted = self.bytes = self.messages = 0
+        self.tokens = self.counted = self.slack = self.bytes = self.messages = 0
 
     def append(self, turn: Turn) -> None:
         """Add the newest turn."""
@@ -46,7 +49,7 @@ class History:
 
     def recount(self) -> None:
         """Take note that turns have other sizes than when they were added."""
-        self.tokens = self.counted = self.bytes = self.messages = 0
+        self.tokens = self.counted = self.slack = self.bytes = self.messages = 0
         for turn in self.turns:
             self._count(turn)
 
@@ -70,6 +73,7 @@ class History:
     def _count(self, turn: Turn) -> None:
         self.tokens += turn.tokens
         self.counted += turn.tokens if turn.counted else 0
+        self.slack += turn.slack
         self.bytes += turn.bytes
         self.messages += turn.messages
 

@@ -2,15 +2,22 @@
 
 from dataclasses import dataclass, field
 
+import msgspec
+
 from llm_service.events import ContextUse, ResponseStats, UserMessage
 from llm_service.generation import Finish, Usage
+from llm_service.session_defaults import Choices
 
 
 @dataclass(slots=True)
 class Response:
-    """A generation that was asked for; `id` is the user message's. Times are in seconds."""
+    """A generation that was asked for; times are in seconds.
+
+    `id` is the user message's, `choices` what held when it came.
+    """
 
     number: int
+    choices: Choices
     id: str | None
     started_at: float
     first_token_at: float | None = None
@@ -32,9 +39,17 @@ class Response:
         return "".join(self.pieces)
 
     @property
-    def kept(self) -> str:
-        """As much of `text` as stays in the history if it ends here: what was heard, or else what was sent."""
-        return self.text if self.heard is None else self.text[: max(0, self.heard - self.earlier_chars)]
+    def chars(self) -> int:
+        """The length of the whole answer so far."""
+        return self.earlier_chars + len(self.text)
+
+    def held(self, usage: Usage | None) -> Usage | None:
+        """Return the count of what stays in the history: reasoning is generated, and then in no prompt."""
+        if usage is None or len(self.pieces) == len(self.times):
+            return usage
+        return msgspec.structs.replace(
+            usage, completion_tokens=usage.completion_tokens * len(self.pieces) // len(self.times)
+        )
 
     @property
     def deltas(self) -> int:

@@ -236,4 +236,5 @@ class Service:
             warm=settings.warm_prompts,
             tool_timeout=settings.tool_timeout,
             counts_tokens=opened.counts_tokens,
+            window_enforced=opened.window_enforced,
         )

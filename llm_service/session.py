@@ -22,7 +22,7 @@ from llm_service import events
 from llm_service.condenser import Condenser
 from llm_service.conversation import Conversation, Prompt
 from llm_service.counters import Counters
-from llm_service.effects import Condense, Count, Dropped, Effect, Generate, Send, Stop, Warm
+from llm_service.effects import Condense, Count, Dropped, Effect, Generate, Send, Stop, StopAsides, Warm
 from llm_service.errors import (
     ContextOverflow,
     FastTalkError,
@@ -37,7 +37,7 @@ from llm_service.events import Thinking, Token
 from llm_service.generation import Delta, Finish, GenerationRequest, Message, SamplingParams, TakeDelta
 from llm_service.response import Response
 from llm_service.session_config import SessionConfig, config_as_sent, merge_config
-from llm_service.session_defaults import SessionDefaults
+from llm_service.session_defaults import Choices, SessionDefaults
 from llm_service.summary import Condensation
 
 # Times that a model may ask for tools before it answers.
@@ -61,6 +61,8 @@ class Session:
 
     __slots__ = (
         "_active_at",
+        "_asides",
+        "_calls",
         "_choices",
         "_condenser",
         "_conversation",
@@ -86,6 +88,8 @@ class Session:
         self._greeted = False
         self._response: Response | None = None
         self._last_response = 0
+        self._calls = 0
+        self._asides = False  # something was asked of the engine beside the turns
         self._ended: Response | None = None  # the newest one that has ended, while its turn is the newest
         self._dropped_before = 0  # tokens that were told of
         self._refusing: FastTalkError | None = None
@@ -171,7 +175,7 @@ class Session:
             case events.PartialMessage():
                 return self._partial_message(event)
             case events.ToolResult():
-                return self._tool_result(event)
+                return self._tool_result(event, now)
 
     def reject(self, error: FastTalkError, now: float) -> list[Effect]:
         """Answer a message that could not be read; nothing else changes."""
@@ -227,12 +231,13 @@ class Session:
         if finish.tool_calls:
             return self._ask_tools(response, finish, now)
         self._response = None
-        self._conversation.commit(response.text, usage=finish.usage)
+        self._conversation.commit(response.text, usage=response.held(finish.usage))
         self._ended = response
+        settled = self._settle()
         stats = response.stats(
             finish,
             now,
-            context_window=self._choices.window,
+            context_window=response.choices.window,
             dropped_turns=self._conversation.dropped_turns,
         )
         self.counters.tokens_generated += stats.tokens_generated
@@ -241,7 +246,7 @@ class Session:
         if "context" in self._choices.events:
             use = stats.context
             effects.append(Send(events.Context(used=use.used, limit=use.limit, dropped=use.dropped)))
-        return effects + self._settle() + self._next(now)
+        return effects + settled + self._next(now)
 
     def failed(self, number: int, error: FastTalkError, now: float) -> list[Effect]:
         """Take the failure of a generation: the turn is undone, the session goes on.
@@ -252,11 +257,14 @@ class Session:
         if response is None or response.number != number:
             return []
         self._active_at = now
-        if isinstance(error, ContextOverflow) and not response.deltas and not response.retried:
+        if isinstance(error, ContextOverflow) and not response.times and not response.retried:
             response.retried = True
-            shorter = self._conversation.retry(**self._bounds())
+            shorter = self._conversation.retry(**_bounds(response.choices))
             if shorter is not None:
                 return [self._generate(response, shorter)]
+        return self._fail(response, error, now)
+
+    def _fail(self, response: Response, error: FastTalkError, now: float) -> list[Effect]:
         self._response = None
         self._conversation.rollback()
         self.counters.turns -= 1
@@ -307,7 +315,7 @@ class Session:
         config = event.config or SessionConfig()
         if (error := self._defaults.refusal(config)) is not None:
             return [self._error(error)]
-        effects = self._stop_all()
+        effects = self._leave()
         refused = event.session_id is not None
         if self._greeted and self._state is SessionState.ACTIVE:
             self._begin(config, now, keep_id=True)
@@ -348,15 +356,18 @@ class Session:
         config = merge_config(self.config, event.config)
         if (error := self._defaults.refusal(config)) is not None:
             return [*effects, self._error(error)]
+        if self._choices.summarizes and not self._defaults.choices(config).summarizes:
+            effects += self._stop_asides()
         self._set_config(config)
         return [*effects, self._configured(event.config)]
 
     def _cancel(self) -> list[Effect]:
         self._cut_short()
-        return self._stop_all() or [Send(events.Cancelled(success=False))]
+        stopped = self._stop_all()
+        return [*stopped, *self._settle()] if stopped else [Send(events.Cancelled(success=False))]
 
     def _end(self, now: float, reason: events.EndReason) -> list[Effect]:
-        effects = self._stop_all()
+        effects = self._leave()
         self._state = SessionState.ENDED
         return [*effects, Send(events.SessionEnded(stats=self.stats(now), reason=reason))]
 
@@ -368,19 +379,21 @@ class Session:
         if response is not None:
             response.heard = event.chars
             if response.interrupted:
-                self._conversation.cut(response.kept)
+                self._conversation.cut(event.chars)
         return []
 
     def _partial_message(self, event: events.PartialMessage) -> list[Effect]:
         idle = self._state is SessionState.ACTIVE and self._response is None and self._refusing is None
         if not (idle and event.text.strip() and self._choices.warms):
             return []
-        messages = self._conversation.peek(event.text, **self._bounds())
+        choices = self._choices
+        messages = self._conversation.peek(event.text, **_bounds(choices))
         if messages is None:
             return []  # the real message will begin otherwise
-        return [Warm(self._request(messages, msgspec.structs.replace(self._choices.sampling, max_tokens=1)))]
+        self._asides = True
+        return [Warm(self._request(messages, choices, msgspec.structs.replace(choices.sampling, max_tokens=1)))]
 
-    def _tool_result(self, event: events.ToolResult) -> list[Effect]:
+    def _tool_result(self, event: events.ToolResult, now: float) -> list[Effect]:
         response = self._response
         if response is None or response.tools_at is None:
             return [self._error(UnexpectedToolResult("no tool call waits for a result"))]
@@ -391,25 +404,32 @@ class Session:
         if not whole:
             return []
         response.tools_at = None
-        return [self._generate(response, self._conversation.go_on())]
+        counts = self._engine_counts(response.choices)
+        try:
+            prompt = self._conversation.go_on(engine_counts=counts, **_bounds(response.choices))
+        except ContextOverflow as error:
+            return self._fail(response, error, now)
+        return [self._generate(response, prompt)]
 
     # Responses
 
     def _respond(self, message: events.UserMessage, now: float) -> list[Effect]:
-        response = Response(number=self._last_response + 1, id=message.id, started_at=now)
-        if self._defaults.counts_tokens and self._conversation.needs_count(message.text, **self._bounds()):
+        choices = self._choices
+        response = Response(self._last_response + 1, choices, message.id, now)
+        if self._defaults.counts_tokens and self._conversation.needs_count(message.text, **_bounds(choices)):
             self._response = response
             self._last_response = response.number
             response.uncounted = message
-            return [Count(response.number, self._choices.model, message.text)]
+            return [Count(response.number, choices.model, message.text)]
         return self._ask(response, message, now, None)
 
     def _ask(self, response: Response, message: events.UserMessage, now: float, tokens: int | None) -> list[Effect]:
         self._response = None
-        # The engine refuses what is too long for its own window, but not for a smaller one of the session's.
-        refuses = self._choices.window == self._defaults.context_window
+        counts = self._engine_counts(response.choices)
         try:
-            prompt = self._conversation.begin(message.text, engine_counts=refuses, tokens=tokens, **self._bounds())
+            prompt = self._conversation.begin(
+                message.text, engine_counts=counts, tokens=tokens, **_bounds(response.choices)
+            )
         except FastTalkError as error:
             return [self._error(error, id=message.id, terminal=True), *self._next(now)]
         self._response = response
@@ -421,57 +441,67 @@ class Session:
             effects.append(Send(events.ResponseStarted(id=message.id)))
         return [*effects, self._generate(response, prompt)]
 
+    def _engine_counts(self, choices: Choices) -> bool:
+        """Whether the engine refuses what is too long; it does not for a window of the session's that is smaller."""
+        return self._defaults.window_enforced and choices.window == self._defaults.context_window
+
     def _generate(self, response: Response, prompt: Prompt) -> Generate:
-        sampling, window = self._choices.sampling, self._choices.window
+        sampling, window = response.choices.sampling, response.choices.window
         if window < self._defaults.context_window:
             # The engine has a larger window, and would go on into it.
             room = max(1, window - prompt.tokens)
             sampling = msgspec.structs.replace(sampling, max_tokens=min(sampling.max_tokens, room))
-        return Generate(response.number, self._request(prompt.messages, sampling))
+        return Generate(response.number, self._request(prompt.messages, response.choices, sampling))
 
-    def _request(self, messages: tuple[Message, ...], sampling: SamplingParams) -> GenerationRequest:
+    def _request(self, messages: tuple[Message, ...], choices: Choices, sampling: SamplingParams) -> GenerationRequest:
         return GenerationRequest(
-            model=self._choices.model,
+            model=choices.model,
             messages=messages,
             sampling=sampling,
             # The session's own window bounds its prompts; the engine is told the same for everyone, since
             # another number makes Ollama load the model anew.
             context_window=self._defaults.context_window,
-            think=self.config.think,
+            think=choices.config.think,
             session_id=self.id,
-            tools=self._choices.tools,
+            tools=choices.tools,
         )
 
     def _ask_tools(self, response: Response, finish: Finish, now: float) -> list[Effect]:
         if response.steps >= MAX_TOOL_STEPS:
             error = TooManyToolCalls(f"the model asked for tools {MAX_TOOL_STEPS} times and did not answer")
             return self.failed(response.number, error, now)
-        self._conversation.ask_tools(response.text, finish.tool_calls)
+        calls = tuple(msgspec.structs.replace(call, id=self._new_call_id()) for call in finish.tool_calls)
+        self._conversation.ask_tools(response.text, calls)
         response.step(finish.usage, now)
         return [
             Send(events.ToolCall(id=call.id, name=call.name, arguments=msgspec.json.decode(call.arguments)))
-            for call in finish.tool_calls
+            for call in calls
         ]
 
+    def _new_call_id(self) -> str:
+        """Return an id that no call of the session had: engines number the calls of each answer anew, if at all."""
+        self._calls += 1
+        # Templates of Mistral's models want nine letters or digits, and nothing else.
+        return f"{self._calls:09d}"
+
     def _settle(self) -> list[Effect]:
-        """After a turn: see to it that what is dropped is condensed, and tell how much was."""
-        effects: list[Effect] = []
-        conversation = self._conversation
+        """After a turn: see to it that history is condensed, and tell how much was dropped."""
         self._condenser.settle()
         job = self._condenser.next(self._choices)
-        if conversation.dropped_tokens != self._dropped_before:
-            effects.append(Dropped(conversation.dropped_tokens - self._dropped_before))
-            self._dropped_before = conversation.dropped_tokens
+        effects = self._dropped()
         if job is not None:
             longest = self._defaults.summary_max_tokens
             sampling = SamplingParams(temperature=0.0, top_p=1.0, top_k=1, max_tokens=longest)
-            request = self._request(job.messages, sampling)
+            request = self._request(job.messages, self._choices, sampling)
+            self._asides = True
             # It shares no prefix with the session's prompts, and is to be short.
             effects.append(Condense(job, msgspec.structs.replace(request, think=False, tools=(), session_id="")))
         return effects
 
-    def _bounds(self) -> dict[str, int]:
-        return {"context_window": self._choices.window, "max_tokens": self._choices.sampling.max_tokens}
+    def _dropped(self) -> list[Effect]:
+        tokens = self._conversation.dropped_tokens - self._dropped_before
+        self._dropped_before += tokens
+        return [Dropped(tokens)] if tokens else []
 
     def _next(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
@@ -485,22 +515,32 @@ class Session:
         if response is None:
             return []
         self.counters.generations_cancelled += 1
-        if response.uncounted is not None:
-            # The engine was still counting the message's tokens: no turn is open.
+        if response.uncounted is not None and not self._open_uncounted(response, response.uncounted):
             return [Stop(response.number)]
-        self._conversation.commit(response.kept, interrupted=True)
+        self._conversation.commit(response.text, interrupted=True)
+        if response.heard is not None:
+            self._conversation.cut(response.heard)
         response.interrupted = True
         self._ended = response
         self.counters.tokens_generated += response.deltas  # the engine was not asked for its count
-        return [Stop(response.number), *self._settle()]
+        return [Stop(response.number), *self._dropped()]
+
+    def _open_uncounted(self, response: Response, message: events.UserMessage) -> bool:
+        """Open the turn of a message that the engine is still counting; False if it is too long for that."""
+        try:
+            self._conversation.begin(message.text, engine_counts=True, **_bounds(response.choices))
+        except ContextOverflow:
+            return False
+        self.counters.turns += 1
+        return True
 
     def _cut_short(self) -> None:
         """Take the end of a playback for the end of an answer that was whole already."""
         response = self._ended
         if response is not None and not response.interrupted and response.heard is not None:
-            response.interrupted = len(response.kept) < len(response.text)
+            response.interrupted = response.heard < response.chars
             if response.interrupted:
-                self._conversation.cut(response.kept)
+                self._conversation.cut(response.heard)
 
     def _stop_all(self) -> list[Effect]:
         """Stop the running response and forget the waiting messages; [] when there was neither."""
@@ -511,6 +551,15 @@ class Session:
         if effects:
             effects.append(Send(events.Cancelled(success=True, id=id_, dropped=waiting)))
         return effects
+
+    def _leave(self) -> list[Effect]:
+        """Stop all that is done for this session, which is to end."""
+        return [*self._stop_all(), *self._stop_asides()]
+
+    def _stop_asides(self) -> list[Effect]:
+        self._condenser.forget()
+        asked, self._asides = self._asides, False
+        return [StopAsides()] if asked else []
 
     # State
 
@@ -565,9 +614,14 @@ class Session:
 
     def _set_config(self, config: SessionConfig) -> None:
         self._choices = self._defaults.choices(config)
-        self._conversation.set_system_prompt(self._choices.system_prompt)
+        schemas = msgspec.json.encode(self._choices.tools).decode() if self._choices.tools else ""
+        self._conversation.set_system_prompt(self._choices.system_prompt, schemas=schemas, model=self._choices.model)
         self._conversation.keep_dropped = self._choices.summarizes
 
     def _error(self, error: FastTalkError, *, id: str | None = None, terminal: bool = False) -> Send:  # noqa: A002
         self.counters.errors += 1
         return Send(events.error_event(error, id=id, terminal=terminal))
+
+
+def _bounds(choices: Choices) -> dict[str, int]:
+    return {"context_window": choices.window, "max_tokens": choices.sampling.max_tokens}

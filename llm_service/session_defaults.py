@@ -32,8 +32,8 @@ class SessionDefaults:
 
     `models` are those a client may ask for. `context_window`, in tokens, is the one the engine is told and
     the largest a session may have. `low_water` and `high_water` are shares of a prompt's room; `warm` whether
-    partial messages warm the prompt cache; `counts_tokens` whether the engine counts the tokens of a text.
-    `tool_timeout` is in seconds.
+    partial messages warm the prompt cache; `counts_tokens` whether the engine counts the tokens of a text,
+    `window_enforced` whether it refuses a prompt that is too long for that window. `tool_timeout` is in seconds.
     """
 
     provider: str
@@ -51,6 +51,7 @@ class SessionDefaults:
     warm: bool = False
     tool_timeout: float = 60.0
     counts_tokens: bool = False
+    window_enforced: bool = True
 
     def refusal(self, config: SessionConfig) -> InvalidConfig | None:
         """Return why the configuration cannot be had on this service, or None if it can."""

@@ -7,8 +7,10 @@ from llm_service.generation import Message
 from llm_service.token_estimate import most_tokens
 from llm_service.turn import Turn
 
-# Characters of one message that are condensed; a longer one is shown by its beginning and its end.
+# Characters of one message that are condensed; a longer one is shown by its beginning and its end. Where the window
+# has less room than that it is less, down to the least.
 _LONGEST = 2000
+_LEAST = 60
 # Characters a token of a summary may have at most: what is longer is no summary.
 _CHARS_PER_TOKEN = 8
 
@@ -24,7 +26,10 @@ _TASK = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Condensation:
-    """A request to condense `turns`, which were dropped, together with `before`, the summary of what went earlier."""
+    """A request to condense `turns`, together with `before`, the summary of what went earlier.
+
+    The turns are dropped, or soon will be.
+    """
 
     turns: tuple[Turn, ...]
     before: str
@@ -41,7 +46,10 @@ def condensation(dropped: Sequence[Turn], before: str, *, room: int, max_tokens:
     left = room - most_tokens(_SYSTEM) - most_tokens(f"{head}{_OPEN}{_CLOSE}{task}")
     told: list[str] = []
     for turn in dropped:
-        text = _told(turn, longest=min(_LONGEST, room // 2))
+        text, longest = _told(turn, _LONGEST), _LONGEST
+        while not told and most_tokens(text) > left and longest > _LEAST:
+            longest //= 2
+            text = _told(turn, longest)
         left -= most_tokens(text)
         if left < 0:
             break
@@ -72,8 +80,9 @@ def _told(turn: Turn, longest: int) -> str:
 
 
 def _shortened(text: str, longest: int) -> str:
-    # The quoted piece must not be ended from within.
-    text = text.replace(_CLOSE.strip(), "")
+    # The quoted piece must not be ended from within, nor by what is left once its end has been taken out.
+    while _CLOSE.strip() in text:
+        text = text.replace(_CLOSE.strip(), "")
     if len(text) <= longest:
         return text
     return f"{text[: longest // 2]} […] {text[-longest // 2 :]}"

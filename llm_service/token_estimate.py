@@ -16,10 +16,10 @@ TOKENS_PER_MESSAGE = 5
 
 # One odd turn (a page of code, another script) must not make the next estimate wild.
 _BOUNDS = (1.0, 6.0)
-# Letters of words come at least two to a token. Everything else (digits, punctuation, the bytes of other scripts)
-# may be a token each, and so may the letters of what is too long for a word: keys, hashes, encoded files.
-_NO_WORD = re.compile(rb"\S{25,}")
-_PAIRED = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+# Letters of a word as people write them come at least two to a token. Everything else (digits, punctuation, the bytes
+# of other scripts, the letters of keys, hashes, codes and encoded files) may be a token each.
+_WORD = re.compile(rb"(?<![A-Za-z0-9])[A-Z]?[a-z]{1,15}(?![A-Za-z0-9])")
+_NO_WORD = re.compile(rb"[bcdfghjklmnpqrstvwxz]{4}|^[^aeiouy]+$|[jqxzwv][bcdfghjklmnpqrtvwxz]", re.IGNORECASE)
 
 
 class TokenEstimate:
@@ -48,9 +48,8 @@ class TokenEstimate:
 def most_tokens(text: str) -> int:
     """Tokens that a message with this text has at most, its marks included."""
     data = text.encode()
-    words = _NO_WORD.sub(b"", data)
-    paired = len(words) - len(words.translate(None, _PAIRED))
-    return len(data) - paired + (paired + 1) // 2 + TOKENS_PER_MESSAGE
+    paired = sum(len(word) // 2 for word in _WORD.findall(data) if not _NO_WORD.search(word))
+    return len(data) - paired + TOKENS_PER_MESSAGE
 
 
 def fewest_tokens(text: str) -> int:

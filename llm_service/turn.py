@@ -1,7 +1,7 @@
 """One turn of a conversation: what the user said, the tools that were asked, and the answer. Pure."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from llm_service.generation import Message, ToolCall
 
@@ -19,6 +19,12 @@ class ToolStep:
         """Whether every call has its result."""
         return len(self.results) == len(self.calls)
 
+    @property
+    def sent(self) -> str:
+        """All of its text that is in a prompt once it is whole, names of tools and arguments included."""
+        called = (part for call in self.calls for part in (call.name, call.arguments, self.results.get(call.id, "")))
+        return "".join((self.text, *called))
+
     def messages(self) -> Iterator[Message]:
         """The messages of a whole step: the calls, then their results."""
         yield Message("assistant", self.text, tool_calls=self.calls)
@@ -28,14 +34,20 @@ class ToolStep:
 
 @dataclass(slots=True)
 class Turn:
-    """A user message and its answer. `tokens` is the engine's count if it `counted`, else an estimate."""
+    """A user message and its answer.
+
+    `tokens` is the engine's count if it `counted`, else an estimate; `most` is what it has at most, while not counted.
+    """
 
     user: str
     answer: str = ""
     interrupted: bool = False
     tokens: int = 0
     counted: bool = False
+    most: int = 0
     steps: list[ToolStep] = field(default_factory=list)
+    # What the assistant said before anything of it was cut: a later ack may tell that more was heard.
+    _whole: tuple[list[ToolStep], str] | None = None
 
     @property
     def messages(self) -> int:
@@ -51,15 +63,33 @@ class Turn:
     def bytes(self) -> int:
         """Its text in UTF-8, tools included."""
         size = len(self.user.encode()) + len(self.answer.encode())
-        for step in self.steps:
-            size += len(step.text.encode()) + sum(len(result.encode()) for result in step.results.values())
-            size += sum(len(call.name) + len(call.arguments.encode()) for call in step.calls)
-        return size
+        return size + sum(len(step.sent.encode()) for step in self.steps)
 
-    def drop_open_step(self) -> None:
-        """Forget calls that never got their results, but not what was said before them: the client was sent it."""
-        if self.steps and not self.steps[-1].whole:
+    @property
+    def slack(self) -> int:
+        """How many tokens more than `tokens` it may have."""
+        return 0 if self.counted else max(0, self.most - self.tokens)
+
+    def fold(self) -> None:
+        """Forget calls that nothing was made of, but not what was said before them: the client was sent it.
+
+        Those are calls without their results, and calls whose results nothing was said to: chat templates want an
+        assistant's message between a tool's and the next user's.
+        """
+        while self.steps and not (self.answer and self.steps[-1].whole):
             self.answer = self.steps.pop().text + self.answer
+
+    def cut(self, chars: int) -> None:
+        """Let all that the assistant said, before its calls of tools as well, be no longer than this."""
+        if self._whole is None:
+            self._whole = self.steps, self.answer
+        steps, answer = self._whole
+        self.steps = []
+        for step in steps:
+            self.steps.append(replace(step, text=step.text[:chars]))
+            chars = max(0, chars - len(step.text))
+        self.answer = answer[:chars]
+        self.fold()
 
     def reply(self) -> Iterator[Message]:
         """What stands behind the user's message."""

@@ -73,20 +73,35 @@ def test_an_answer_to_another_request_is_nobodys() -> None:
 def test_after_failures_in_a_row_the_turns_are_let_go(text: str) -> None:
     """They are asked for again until then; a summary in between begins the count anew."""
     talk = Talk(8)
-    dropped = 0
-    for attempt in range(MAX_FAILED):
-        dropped = len(talk.conversation.dropped)
-        assert attempt == 0 or dropped > 0
+    for _ in range(MAX_FAILED):
         talk.condenser.answered(talk.job(), text)
         talk.condenser.settle()
-    assert dropped > 0
-    assert [] == talk.conversation.dropped
     assert None is talk.condenser.next(CHOICES)
+    assert (8, "") == (len(talk.conversation.turns), talk.conversation.summary)
+
+    talk.conversation.begin("q", context_window=1024, max_tokens=100, tokens=300)
+    talk.conversation.commit("a", usage=Usage(prompt_tokens=600, completion_tokens=20))
+    dropped = talk.conversation.dropped_turns
+    assert dropped > 0
+    job = talk.job()
+    assert dropped == len(job.turns)  # what is dropped is tried, what is kept is left alone
+    talk.condenser.answered(job, "They talked.")
+    talk.condenser.settle()
+    assert "They talked." == talk.conversation.summary
+
+
+def test_what_is_forgotten_is_not_taken() -> None:
+    """Once summaries are not wanted any more, one that comes is nobody's, and what waited is let go."""
+    talk = Talk(8)
+    job = talk.job()
+    talk.condenser.forget()
+    talk.condenser.answered(job, "They talked.")
+    talk.condenser.settle()
+    assert ("", [], 8) == (talk.conversation.summary, talk.conversation.dropped, len(talk.conversation.turns))
 
 
 def test_a_window_too_small_to_read_them_in() -> None:
-    """Turns that no request has room for are let go."""
+    """Turns that no request has room for are left as they are."""
     talk = Talk(4)
     assert None is talk.condenser.next(replace(CHOICES, window=256))
-    assert 0 < talk.conversation.dropped_turns
-    assert [] == talk.conversation.dropped
+    assert (4, []) == (len(talk.conversation.turns), talk.conversation.dropped)

@@ -159,6 +159,13 @@ _KINDS = (
     "🙂🎉🚀👩‍👩‍👧 ",
     "+49 30 901820, 3.14159, 2026-11-26T03:13:00Z, $1,299.00. ",
     "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    # Letters that are no words: ids, product keys, base64 in short lines, names that nobody has.
+    "kWqTzVbNxRjPdLmYcGhF\nQvBnXzKjWpRtMdLsHgCf\n",
+    "dKqXwZpTbRv hJkLmNbVcXz ",
+    "X7KQ2-9WZTR-PLM4V-BQ8NX ",
+    "MKTAYIAKQRQISFVKSHFS ",
+    "qzjxkvbwpfhg mndtrlcsyx ",
+    "bazuco firota memiku dopesa ",
 )
 
 
@@ -196,13 +203,16 @@ class TestEmbedded:
             said = "".join(f"<|im_start|>{m.role}\n{m.content}<|im_end|>\n" for m in prompt.messages)
             real = await engine.count_tokens(engine.model, said + "<|im_start|>assistant\n")
             assert real is not None
-            assert real <= EMBEDDED_WINDOW
+            # A message that is too long alone, with nothing left to drop, the engine refuses.
+            alone = [m.role for m in prompt.messages] == ["system", "user"]
+            assert real <= EMBEDDED_WINDOW or (alone and not counts)
             sizes.append(real)
             answer = _text(dice, 300)
             more = await engine.count_tokens(engine.model, answer)
             conversation.commit(answer, usage=Usage(prompt_tokens=real, completion_tokens=more or 0))
         assert dropped > 10
         assert max(sizes) > EMBEDDED_WINDOW / 2
+        assert sum(size > EMBEDDED_WINDOW for size in sizes) <= 2
 
     async def test_reading_ahead_leaves_little_to_read(self, embedded_engine: LlamaCppEngine) -> None:
         """From turn to turn only what is new is evaluated, and after a partial message less; the times are printed."""

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from llm_service.conversation import SUMMARY_HEADING, Conversation, Prompt
 from llm_service.errors import ContextOverflow
 from llm_service.generation import Message, ToolCall, Usage
+from llm_service.summary import Condensation
 from llm_service.token_estimate import TOKENS_PER_MESSAGE
 from llm_service.turn import Turn
 
@@ -160,20 +161,20 @@ def test_the_engine_decides_what_is_not_certain() -> None:
 
 
 def test_an_overflow_is_learnt_from() -> None:
-    """A prompt that the engine found too long leaves more out at the next try, and the turns are kept until then."""
+    """After a prompt that the engine found too long the next leaves more out; a turn that fails changes nothing."""
     conversation = _conversation()
-    for word in ("one", "two", "three"):
-        _begin(conversation, word * 100, window=2048)
-        conversation.commit(word * 100)
-    first = _begin(conversation, "xxxx " * 400, window=2048)
+    for word in ("one ", "two ", "six "):
+        _begin(conversation, word * 50, window=2048)
+        conversation.commit(word * 50)
+    first = _begin(conversation, "mama " * 300, window=2048)
     second = conversation.retry(context_window=2048, max_tokens=100)
     assert second is not None
     assert len(second.messages) < len(first.messages)
-    assert ("user", "xxxx " * 400) == _said(second)[-1]
+    assert ("user", "mama " * 300) == _said(second)[-1]
     assert 3 == len(conversation.turns)
     conversation.rollback()
     assert 3 == len(conversation.turns)
-    assert len(_begin(conversation, "xxxx " * 400, window=2048).messages) < len(first.messages)
+    assert first == _begin(conversation, "mama " * 300, window=2048)
 
 
 def test_every_retry_is_shorter_until_nothing_is_left() -> None:
@@ -243,7 +244,7 @@ def test_a_counted_message_is_taken_as_counted() -> None:
     prompt = conversation.begin("word " * 500, context_window=2048, max_tokens=100, tokens=500)
     assert 500 + 2 * TOKENS_PER_MESSAGE == prompt.tokens  # no system prompt has its marks all the same
     conversation.rollback()
-    with pytest.raises(ContextOverflow, match="about 3010 tokens"):
+    with pytest.raises(ContextOverflow, match="more than 3005 tokens"):
         conversation.begin("word " * 500, context_window=2048, max_tokens=100, tokens=3000, engine_counts=True)
 
 
@@ -253,11 +254,11 @@ def test_an_answer_is_cut_at_what_was_heard() -> None:
     for word in ("one", "two"):
         _begin(conversation, word)
         conversation.commit("a long answer", usage=Usage(prompt_tokens=20, completion_tokens=4))
-    conversation.cut("a long")
+    conversation.cut(6)
     assert [("a long answer", False), ("a long", True)] == [(t.answer, t.interrupted) for t in conversation.turns]
     assert ("assistant", "a long") == _said(_begin(conversation, "three"))[3]
     conversation.rollback()
-    conversation.cut("")
+    conversation.cut(0)
     assert [("user", "one"), ("assistant", "a long answer"), ("user", "two\nthree")] == _said(
         _begin(conversation, "three")
     )
@@ -279,20 +280,43 @@ def test_a_summary_stands_behind_the_system_prompt() -> None:
     assert ("system", f"{SUMMARY_HEADING}\nThey spoke of boats.") == _said(_begin(conversation, "three"))[0]
 
 
-def test_history_is_shed_between_turns() -> None:
-    """Past the share given, turns go down to the low mark and wait to be condensed; below it nothing happens."""
+def test_history_that_nears_the_mark_can_be_condensed() -> None:
+    """Past the share given it is all down to the low mark, and still kept; below it there is nothing."""
     conversation = _conversation()
     conversation.keep_dropped = True
     for number in range(8):
         _begin(conversation, "q")
         conversation.commit("a", usage=Usage(prompt_tokens=100 * (number + 1) - 20, completion_tokens=20))
-    conversation.shed(0.8, context_window=2048, max_tokens=100)
-    assert (8, []) == (len(conversation.turns), conversation.dropped)
-    conversation.shed(0.8, context_window=1024, max_tokens=100)
-    kept = len(conversation.turns)
-    assert 0 < kept < 8
-    assert 8 - kept == len(conversation.dropped) == conversation.dropped_turns
-    assert conversation.tokens <= 0.5 * 924
+    assert [] == conversation.condensable(0.8, context_window=2048, max_tokens=100)
+    first = conversation.condensable(0.8, context_window=1024, max_tokens=100)
+    assert list(conversation.turns[: len(first)]) == first
+    assert 800 - 100 * len(first) <= 0.5 * 924 < 900 - 100 * len(first)
+    assert list(conversation.turns[:6]) == conversation.condensable(0.8, context_window=256, max_tokens=100)
+    assert (8, 0, []) == (len(conversation.turns), conversation.dropped_turns, conversation.dropped)
+
+    kept = conversation.turns[len(first) :]
+    job = Condensation(tuple(first), "", ())
+    assert conversation.condensed(job, "They talked.")
+    assert (kept, len(first), []) == (conversation.turns, conversation.dropped_turns, conversation.dropped)
+    assert not conversation.condensed(job, "Once more.")
+
+
+def test_a_summary_may_stand_for_dropped_and_kept_turns() -> None:
+    """A trim between request and summary moves turns from the kept to the dropped ones; their order stays."""
+    conversation = _conversation()
+    conversation.keep_dropped = True
+    for number in range(8):
+        _begin(conversation, "q")
+        conversation.commit("a", usage=Usage(prompt_tokens=100 * (number + 1) - 20, completion_tokens=20))
+    job = Condensation(conversation.turns[:5], "", ())
+    conversation.begin("q", context_window=1024, max_tokens=100, tokens=200)
+    conversation.commit("a", interrupted=True)
+    moved = len(conversation.dropped)
+    assert moved == conversation.dropped_turns > 0
+    last = conversation.turns[-1]
+    assert conversation.condensed(job, "They talked.")
+    assert (max(5, moved), max(0, moved - 5)) == (conversation.dropped_turns, len(conversation.dropped))
+    assert last is conversation.turns[-1]
 
 
 CALLS = (ToolCall("1", "add", '{"a": 1}'), ToolCall("2", "time", "{}"))
@@ -306,7 +330,7 @@ def test_tools_are_part_of_a_turn() -> None:
     assert not conversation.tool_result("2", "noon")
     assert conversation.tool_result("1", "3")
     said = [("user", "one"), ("assistant", "Let me see."), ("tool", "3"), ("tool", "noon")]
-    prompt = conversation.go_on()
+    prompt = conversation.go_on(context_window=2048, max_tokens=100)
     assert said == _said(prompt)
     assert CALLS == prompt.messages[1].tool_calls
     assert [("1", "add"), ("2", "time")] == [(m.tool_call_id, m.tool_name) for m in prompt.messages[2:]]
@@ -354,7 +378,7 @@ def test_answer_as_long_as_the_window_leaves_half() -> None:
     """With max_tokens of the whole window, half of it is the prompt's."""
     conversation = _conversation()
     _begin(conversation, "x" * 300, window=1024, max_tokens=1024)
-    conversation.commit("y" * 300)
+    conversation.commit("y" * 300, usage=Usage(prompt_tokens=105, completion_tokens=100))
 
     assert 0 == _begin(conversation, "x" * 600, window=1024, max_tokens=1024).dropped_turns
     conversation.rollback()
@@ -368,7 +392,7 @@ def test_trim_goes_down_to_half_at_once() -> None:
     for _ in range(100):
         prompt = _begin(conversation, "x" * 100, window=1500, max_tokens=500)
         dropped.append(prompt.dropped_turns)
-        conversation.commit("y" * 100)
+        conversation.commit("y" * 100, usage=Usage(prompt_tokens=prompt.tokens, completion_tokens=34))
 
     assert 2 < min(count for count in dropped if count)
     assert 8 > sum(count > 0 for count in dropped[:50])
@@ -684,7 +708,7 @@ def test_any_conversation_with_tools(turns: list[tuple[str, Any, str, bool]], en
             if not answered:
                 whole = False
                 break
-            prompt = conversation.go_on()
+            prompt = conversation.go_on(context_window=4096, max_tokens=512)
         if whole and not interrupted:
             usage = Usage(prompt_tokens=engine.prompt(prompt.messages), completion_tokens=engine.text(answer))
             conversation.commit(answer, usage=usage)
@@ -701,3 +725,35 @@ def test_any_conversation_with_tools(turns: list[tuple[str, Any, str, bool]], en
         assert following is not None
         last = following[:-1]
         assert len(turns) >= len(conversation.turns) + conversation.dropped_turns
+
+
+def test_tools_are_weighed_when_the_first_prompt_is_counted() -> None:
+    """A long result in the first turn is not taken for the system prompt, nor schemas for the user's message."""
+    conversation = _conversation("Be kind.")
+    conversation.begin("hi", context_window=4096, max_tokens=100)
+    conversation.ask_tools("", CALLS[:1])
+    conversation.tool_result("1", "word " * 1500)
+    conversation.go_on(context_window=4096, max_tokens=100)
+    conversation.commit("so", usage=Usage(prompt_tokens=1530, completion_tokens=2))
+    assert conversation._system_size() < 30
+
+    conversation = _conversation()
+    conversation.set_system_prompt("", schemas="word " * 1000)
+    _begin(conversation, "hi", window=4096)
+    conversation.commit("so", usage=Usage(prompt_tokens=1210, completion_tokens=2))
+    assert conversation._system_size() > 1150
+    conversation.set_system_prompt("", schemas="word " * 1000, model="other")
+    assert 0 < _begin(conversation, "more " * 1000, window=4096).tokens - 1000
+
+
+def test_what_no_engine_counted_is_held_for_the_most_it_can_be() -> None:
+    """Answers that were cut off, and a system prompt no engine has seen, leave the window its room in any script."""
+    conversation = _conversation()
+    for _ in range(4):
+        _begin(conversation, "再说一遍", window=1024)
+        conversation.commit("今天天气很好，我们去公园散步吧。" * 12, interrupted=True)
+    prompt = _begin(conversation, "好", window=1024)
+    assert sum(len(message.content.encode()) for message in prompt.messages) <= 1024
+    assert prompt.dropped_turns > 0
+    conversation.commit("好", usage=Usage(prompt_tokens=300, completion_tokens=1))
+    assert (0, 301) == (conversation._slack(), conversation.tokens)

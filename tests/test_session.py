@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from llm_service import events
-from llm_service.effects import Condense, Count, Dropped, Effect, Generate, Send, Stop, Warm
+from llm_service.effects import Condense, Count, Dropped, Effect, Generate, Send, Stop, StopAsides, Warm
 from llm_service.errors import ContextOverflow, EngineTimeout, InvalidJSON
 from llm_service.events import (
     Cancel,
@@ -258,11 +258,11 @@ def _long(turns: int = 4, **more: Any) -> Session:
     """A session with turns of about 200 tokens each."""
     session = _session(**more)
     session.receive(StartSession(config=SessionConfig(max_tokens=10)), 0.0)
-    for _ in range(turns):
+    for number in range(turns):
         session.receive(UserMessage(text="aaaa " * 120), 1.0)
         assert session.running is not None
         say(session, session.running, Delta("yes"), 1.5)
-        session.finished(session.running, STOPPED, 2.0)
+        session.finished(session.running, Finish("stop", Usage(205 + 203 * number, 3)), 2.0)
     return session
 
 
@@ -332,13 +332,20 @@ def test_a_message_that_is_counted_too_long_is_refused() -> None:
 
 
 def test_a_cancel_while_the_message_is_counted() -> None:
-    """It ends by cancelled, and the message was never part of the history."""
+    """It ends by cancelled, and the message stays as one that nothing answered, as after any cancel."""
     session = _session(counts_tokens=True)
     session.receive(StartSession(), 0.0)
     session.receive(UserMessage(text="7" * 900, id="u"), 3.0)
     assert [Stop(1), Send(events.Cancelled(success=True, id="u"))] == session.receive(Cancel(), 3.1)
     assert [] == session.counted(1, 900, 3.2)
-    assert () == session.conversation.turns
+    assert [("7" * 900, "", True)] == _history(session)
+    session.receive(UserMessage(text="more"), 4.0)
+    assert "\nmore" == _request(session.counted(2, 1, 4.1)).messages[-1].content[900:]
+
+    session.receive(Cancel(), 5.0)
+    session.receive(UserMessage(text="7" * 9000), 6.0)
+    session.receive(Cancel(), 6.1)
+    assert 2 == len(_history(session))  # what no window has room for is not kept
 
 
 # What was heard
@@ -389,6 +396,8 @@ def test_unknown_chunk() -> None:
 # Tools
 
 TOOLS = [ToolSpec.model_validate({"type": "function", "function": {"name": "add"}})]
+# Of the session, not of the engine, whose ids may be those of an earlier answer.
+FIRST, SECOND = "000000001", "000000002"
 CALLS = (ToolCall("c-1", "add", '{"a": 1}'), ToolCall("c-2", "add", '{"a": 2}'))
 
 
@@ -399,8 +408,8 @@ def _asking() -> Session:
     say(session, 1, Delta("Hm. "), 2.0)
     effects = session.finished(1, Finish("tool_calls", Usage(10, 4), CALLS), 2.5)
     assert [
-        Send(events.ToolCall(id="c-1", name="add", arguments={"a": 1})),
-        Send(events.ToolCall(id="c-2", name="add", arguments={"a": 2})),
+        Send(events.ToolCall(id=FIRST, name="add", arguments={"a": 1})),
+        Send(events.ToolCall(id=SECOND, name="add", arguments={"a": 2})),
     ] == effects
     assert 1 == session.running
     return session
@@ -409,8 +418,8 @@ def _asking() -> Session:
 def test_a_response_goes_on_behind_its_tools() -> None:
     """Once all results are there the engine goes on; one terminal event ends the whole, with the sum of tokens."""
     session = _asking()
-    assert [] == session.receive(ToolResult(id="c-2", content="4"), 3.0)
-    request = _request(session.receive(ToolResult(id="c-1", content="2"), 3.1))
+    assert [] == session.receive(ToolResult(id=SECOND, content="4"), 3.0)
+    request = _request(session.receive(ToolResult(id=FIRST, content="2"), 3.1))
     assert ["Be kind.", "one", "Hm. ", "2", "4"] == _texts(request)
     say(session, 1, Delta("Six."), 3.5)
     (complete,) = _sent(session.finished(1, Finish("stop", Usage(40, 3)), 4.0))
@@ -424,15 +433,15 @@ def test_a_response_goes_on_behind_its_tools() -> None:
 def test_a_cancelled_turn_holds_no_call_without_its_result() -> None:
     """What was said stays, the calls do not; heard characters count from the beginning of the answer."""
     session = _asking()
-    session.receive(ToolResult(id="c-1", content="2"), 3.0)
+    session.receive(ToolResult(id=FIRST, content="2"), 3.0)
     session.receive(Cancel(), 3.1)
     request = _request(session.receive(UserMessage(text="two"), 4.0))
     assert ["Be kind.", "one", "Hm. ", "two"] == _texts(request)
     assert not any(message.tool_calls for message in request.messages)
 
     session = _asking()
-    session.receive(ToolResult(id="c-1", content="2"), 3.0)
-    session.receive(ToolResult(id="c-2", content="4"), 3.0)
+    session.receive(ToolResult(id=FIRST, content="2"), 3.0)
+    session.receive(ToolResult(id=SECOND, content="4"), 3.0)
     say(session, 1, Delta("Six."), 3.5)
     session.receive(Played(chars=6), 3.6)
     session.receive(Cancel(), 3.7)
@@ -441,14 +450,14 @@ def test_a_cancelled_turn_holds_no_call_without_its_result() -> None:
     )
 
 
-@pytest.mark.parametrize("call", ["c-3", "c-1"])
+@pytest.mark.parametrize("call", ["c-1", FIRST])
 def test_results_nobody_waits_for(call: str) -> None:
     """A result of an unknown call, or a second one, is an error, and the response still waits."""
     session = _asking()
-    session.receive(ToolResult(id="c-1", content="2"), 3.0)
+    session.receive(ToolResult(id=FIRST, content="2"), 3.0)
     assert "unexpected_tool_result" == _error(session.receive(ToolResult(id=call, content="2"), 3.1)).error.code
     assert 1 == session.running
-    assert "unexpected_tool_result" == _error(_active().receive(ToolResult(id="c-1", content="2"), 3.0)).error.code
+    assert "unexpected_tool_result" == _error(_active().receive(ToolResult(id=FIRST, content="2"), 3.0)).error.code
 
 
 def test_results_that_do_not_come() -> None:
@@ -465,10 +474,101 @@ def test_a_model_that_only_asks_for_tools() -> None:
     """It is stopped after a bound, by an error."""
     session = _active(SessionConfig(tools=TOOLS))
     session.receive(UserMessage(text="one"), 1.0)
-    for _ in range(MAX_TOOL_STEPS):
+    for number in range(MAX_TOOL_STEPS):
         session.finished(1, Finish("tool_calls", None, CALLS[:1]), 2.5)
-        session.receive(ToolResult(id="c-1", content="2"), 3.0)
+        session.receive(ToolResult(id=f"{number + 1:09d}", content="2"), 3.0)
     assert "too_many_tool_calls" == _error(session.finished(1, Finish("tool_calls", None, CALLS[:1]), 4.0)).error.code
+
+
+def test_two_calls_never_have_one_id() -> None:
+    """A late result of a cancelled call is refused, whatever number the engine gave both."""
+    session = _asking()
+    session.receive(Cancel(), 3.0)
+    session.receive(UserMessage(text="two"), 4.0)
+    (call, _) = _sent(session.finished(2, Finish("tool_calls", None, CALLS), 4.5))
+    assert isinstance(call, events.ToolCall)
+    assert "000000003" == call.id
+    assert "unexpected_tool_result" == _error(session.receive(ToolResult(id=FIRST, content="2"), 5.0)).error.code
+
+
+def test_what_was_heard_before_a_call_stays() -> None:
+    """An ack of the text before the calls keeps just that text, cancelled while the tools work or afterwards."""
+    for chars, kept in ((4, "Hm. "), (100, "Hm. "), (2, "Hm")):
+        session = _asking()
+        session.receive(Cancel(), 3.0)
+        session.receive(Played(chars=chars), 3.1)
+        assert [("one", kept, True)] == _history(session)
+    session = _asking()
+    session.receive(ToolResult(id=FIRST, content="2"), 3.0)
+    session.receive(ToolResult(id=SECOND, content="4"), 3.0)
+    say(session, 1, Delta("Six."), 3.5)
+    session.receive(Played(chars=2), 3.6)
+    session.receive(Cancel(), 3.7)
+    assert [("one", "Hm", True)] == _history(session)
+
+
+def test_a_cancel_before_the_word_behind_the_results() -> None:
+    """No prompt has a tool's message before a user's: chat templates refuse that."""
+    session = _asking()
+    session.receive(ToolResult(id=FIRST, content="2"), 3.0)
+    session.receive(ToolResult(id=SECOND, content="4"), 3.0)
+    session.receive(Cancel(), 3.1)
+    assert ["Be kind.", "one", "Hm. ", "two"] == _texts(_request(session.receive(UserMessage(text="two"), 4.0)))
+
+
+def test_a_response_keeps_what_held_when_it_began() -> None:
+    """A change of the configuration while tools work is for the next response."""
+    session = _asking()
+    session.receive(UpdateConfig(config=SessionConfig(tools=[], temperature=0.1)), 3.0)
+    session.receive(ToolResult(id=FIRST, content="2"), 3.1)
+    request = _request(session.receive(ToolResult(id=SECOND, content="4"), 3.2))
+    assert (["add"], 0.7) == ([tool.name for tool in request.tools], request.sampling.temperature)
+    session.finished(1, STOPPED, 4.0)
+    request = _request(session.receive(UserMessage(text="two"), 5.0))
+    assert ((), 0.1) == (request.tools, request.sampling.temperature)
+
+
+def test_results_that_make_the_prompt_too_long() -> None:
+    """They take the room of history; what fits into no window ends the turn by context_overflow."""
+    session = _long(3)
+    session.receive(UpdateConfig(config=SessionConfig(tools=TOOLS)), 3.0)
+    for number, size in enumerate((200, 10_000)):
+        session.receive(UserMessage(text="ask", id="u"), 4.0)
+        assert session.running is not None
+        session.finished(session.running, Finish("tool_calls", None, CALLS[:1]), 5.0)
+        effects = session.receive(ToolResult(id=f"{number + 1:09d}", content="aaaa " * size), 6.0)
+        if number == 0:
+            assert len(_request(effects).messages) < 2 + 6 + 2
+            say(session, session.running, Delta("so"), 6.5)
+            session.finished(session.running, STOPPED, 7.0)
+            assert session.conversation.dropped_turns > 0
+    error = _error(effects)
+    assert ("context_overflow", "u", True, None) == (error.error.code, error.id, error.terminal, session.running)
+
+
+def test_an_overflow_behind_tools_is_tried_again() -> None:
+    """Words before the calls are no reason not to: of this generation nothing has been said."""
+    session = _long(3)
+    session.receive(UpdateConfig(config=SessionConfig(tools=TOOLS)), 3.0)
+    session.receive(UserMessage(text="ask"), 4.0)
+    assert session.running is not None
+    say(session, session.running, Delta("Hm. "), 4.5)
+    session.finished(session.running, Finish("tool_calls", None, CALLS[:1]), 5.0)
+    first = _request(session.receive(ToolResult(id=FIRST, content="2"), 6.0))
+    session.taker(session.running, lambda _: None, lambda: 6.0, [])
+    shorter = _request(session.failed(session.running, ContextOverflow("too long"), 7.0))
+    assert len(shorter.messages) < len(first.messages)
+
+
+def test_reasoning_takes_no_room_in_the_history() -> None:
+    """Of the tokens an engine generated only the answer's share is held: reasoning is in no prompt."""
+    session = _active()
+    session.receive(UserMessage(text="hi"), 1.0)
+    for _ in range(99):
+        say(session, 1, Delta("hm", thinking=True), 1.5)
+    say(session, 1, Delta("Hello"), 2.0)
+    session.finished(1, Finish("stop", Usage(20, 800)), 3.0)
+    assert 28 == session.conversation.tokens
 
 
 # Warming
@@ -501,21 +601,22 @@ def test_a_partial_message_warms_where_it_is_asked_for() -> None:
 
 def _condensing() -> tuple[Session, Condense]:
     session = _long(3, context_strategy="summarize")
-    session.receive(UserMessage(text="bbbb " * 100), 3.0)
+    session.receive(UserMessage(text="aaaa " * 100), 3.0)
     assert session.running is not None
-    effects = session.finished(session.running, STOPPED, 4.0)
+    effects = session.finished(session.running, Finish("stop", Usage(814, 3)), 4.0)
     (condense,) = (effect for effect in effects if isinstance(effect, Condense))
     return session, condense
 
 
 def test_what_is_dropped_is_condensed() -> None:
-    """History that nears the high mark is dropped between turns, and its summary stands behind the system prompt."""
+    """History that nears the high mark stays until its summary can stand for it, behind the system prompt."""
     session, condense = _condensing()
-    assert condense.job.turns
     assert 256 == condense.request.sampling.max_tokens
     before = session.conversation.turns
+    count = len(condense.job.turns)
+    assert before[:count] == condense.job.turns
     session.condensed(condense.job, "They said a lot.")
-    assert before == session.conversation.turns
+    assert before[count:] == session.conversation.turns
     request = _request(session.receive(UserMessage(text="two"), 5.0))
     assert request.messages[0].content.endswith("They said a lot.")
     assert request.messages[0].content.startswith("Be kind.")
@@ -538,7 +639,7 @@ def test_a_summary_that_is_none_changes_nothing(text: str) -> None:
     session, condense = _condensing()
     session.condensed(condense.job, text)
     assert "" == session.conversation.summary
-    assert condense.job.turns == tuple(session.conversation.dropped[: len(condense.job.turns)])
+    assert (4, 0) == (len(session.conversation.turns), session.conversation.dropped_turns)
     session.receive(UserMessage(text="two"), 5.0)
     assert session.running is not None
     later = session.finished(session.running, STOPPED, 6.0)
@@ -553,8 +654,18 @@ def test_a_summary_of_another_history_is_not_taken() -> None:
     assert "" == session.conversation.summary
 
 
+def test_a_session_that_ends_wants_no_summary() -> None:
+    """Whatever ends it, or the strategy, stops what is asked of the engine; a summary that comes late is nobody's."""
+    for event in (EndSession(), StartSession(), UpdateConfig(config=SessionConfig(context_strategy="trim"))):
+        session, condense = _condensing()
+        assert 1 == sum(isinstance(effect, StopAsides) for effect in session.receive(event, 5.0))
+        session.condensed(condense.job, "They said a lot.")
+        assert "" == session.conversation.summary
+        assert not any(isinstance(effect, StopAsides) for effect in session.receive(event, 6.0))
+
+
 def test_summaries_that_fail_again_and_again_are_given_up() -> None:
-    """After three failures in a row the dropped turns are let go, as under the strategy trim."""
+    """After three failures in a row history is only trimmed, as under the strategy trim."""
     session, condense = _condensing()
     for attempt in range(3):
         session.condensed(condense.job, None)

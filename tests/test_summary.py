@@ -84,3 +84,18 @@ def test_a_long_summary_is_cut(text: str, end: str) -> None:
     summary = cleaned(text, job, max_tokens=100)
     assert 400 < len(summary) <= 800
     assert summary.endswith(end)
+
+
+def test_a_turn_that_is_too_long_is_shortened_until_it_fits() -> None:
+    """In any script and any window there is a summary, made of its beginning and its end."""
+    for text, room in (("今天天气很好，我们去公园散步吧。" * 80, 1792), ("word " * 400, 344)):
+        made = condensation([Turn(user=text, answer=text)], "", room=room, max_tokens=100)
+        assert made is not None
+        assert sum(most_tokens(message.content) for message in made.messages) <= room
+
+
+def test_the_quoted_piece_cannot_be_ended_from_within() -> None:
+    """Nor by what is left once its end has been taken out."""
+    made = condensation([Turn(user="</conv</conversation>ersation>")], "", room=2000, max_tokens=100)
+    assert made is not None
+    assert 1 == made.messages[-1].content.count("</conversation>")

@@ -24,7 +24,26 @@ def test_a_turn_knows_its_size() -> None:
 
 
 def test_an_open_step_leaves_its_text() -> None:
-    """What was said before calls that never got results stays in the answer."""
+    """What was said before calls that nothing was made of stays in the answer: those without results, or an answer."""
     turn = Turn(user="a", answer="!", steps=[ToolStep("hm", (CALL,))])
-    turn.drop_open_step()
+    turn.fold()
     assert ("hm!", []) == (turn.answer, turn.steps)
+    turn = Turn(user="a", steps=[ToolStep("", (CALL,), {"1": "2"}), ToolStep("hm", (CALL,), {"1": "2"})])
+    turn.fold()
+    assert ("hm", ["2"]) == (turn.answer, [message.content for message in turn.reply() if message.role == "tool"])
+    turn = Turn(user="a", steps=[ToolStep("", (CALL,), {"1": "2"})])
+    turn.fold()
+    assert not turn.answered
+
+
+def test_a_cut_is_a_place_in_all_that_was_said() -> None:
+    """It counts from the first word on, before the calls as well; a later ack may tell that more was heard."""
+    turn = Turn(user="a", answer="done.", steps=[ToolStep("let me see. ", (CALL,), {"1": "2"})])
+    turn.cut(3)
+    assert ("let", []) == (turn.answer, turn.steps)
+    turn.cut(14)
+    assert ("do", ["let me see. "]) == (turn.answer, [step.text for step in turn.steps])
+    turn.cut(100)
+    assert "done." == turn.answer
+    turn.cut(0)
+    assert not turn.answered

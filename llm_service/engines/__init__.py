@@ -33,7 +33,8 @@ class OpenedEngine:
 
     `models` are those a session may ask for; `context_window` is in tokens: the configured one, or less
     where the model has less. `temperature` is what the model wants where nobody chose one, or None.
-    `counts_tokens` says whether the engine could count tokens when it was opened.
+    `counts_tokens` says whether the engine could count tokens when it was opened, `window_enforced` whether it
+    refuses a prompt that is longer than `context_window`: one with a larger window of its own does not.
     """
 
     engine: Engine
@@ -45,6 +46,7 @@ class OpenedEngine:
     reason: str
     temperature: float | None = None
     counts_tokens: bool = False
+    window_enforced: bool = True
 
 
 async def open_engine(settings: Settings) -> OpenedEngine:
@@ -227,6 +229,8 @@ async def _loaded(
         context_window=window,
         device=device,
         reason=reason,
+        # Ollama and the embedded one are told the window.
+        window_enforced=engine.name in ("ollama", "llama_cpp") or (limit is not None and limit <= window),
         counts_tokens=await engine.count_tokens(model, "a") is not None,
     )
 
