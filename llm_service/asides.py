@@ -8,7 +8,7 @@ import structlog
 from llm_service.effects import Condense
 from llm_service.engines.base import Engine
 from llm_service.errors import FastTalkError
-from llm_service.generation import Delta, GenerationRequest
+from llm_service.generation import Delta, GenerationRequest, timed
 from llm_service.idle_work import IdleWork, Preempted
 from llm_service.metrics import AsideKind, Metrics
 
@@ -91,7 +91,7 @@ class Asides:
                 pieces.append(delta.text)
 
         try:
-            await self._idle_work.run(lambda: self._engine.generate(request, take))
+            await self._idle_work.run(lambda: self._engine.generate(request, timed(take)))
         except Preempted:
             self._metrics.count_aside(kind, "preempted")
         except FastTalkError as error:

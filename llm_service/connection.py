@@ -35,7 +35,7 @@ from llm_service.errors import (
     UnsupportedFrame,
 )
 from llm_service.events import ClientMessage, StartSession
-from llm_service.generation import Finish
+from llm_service.generation import Finish, Sink
 from llm_service.idle_work import IdleWork
 from llm_service.metering import ResponseMeter
 from llm_service.metrics import Metrics
@@ -346,7 +346,7 @@ class Connection:
             with self._idle_work.turn(), ResponseMeter(measured) as meter:
                 self._meter = meter
                 take = self._session.taker(effect.response, self._outbox.put, monotonic, meter.times)
-                finish = await self._engine.generate(effect.request, take)
+                finish = await self._engine.generate(effect.request, Sink(take, meter.times))
                 meter.finished(finish.usage)
         finally:
             self._meter = None

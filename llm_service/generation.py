@@ -4,6 +4,7 @@ Instances are made once a token, hence msgspec structs: a fifth of the cost of a
 """
 
 from collections.abc import Callable
+from time import monotonic
 from typing import Any, Literal
 
 import msgspec
@@ -99,3 +100,25 @@ class Finish(msgspec.Struct, frozen=True, gc=False):
 
 TakeDelta = Callable[[Delta], None]
 """Gets a delta, from within the read that brought it: it must not wait, and it returns soon."""
+
+
+class Sink(msgspec.Struct):
+    """Where a generation's deltas go: each to `take`, which appends the time to `times` (`time.monotonic`, seconds).
+
+    Whoever must know whether an answer has begun, or when it last went on, looks at `times`. To stand in the way
+    of each delta instead would cost a token a call more.
+    """
+
+    take: TakeDelta
+    times: list[float]
+
+
+def timed(take: TakeDelta) -> Sink:
+    """Return the sink of a `take` that keeps no times itself."""
+    times: list[float] = []
+
+    def timing(delta: Delta) -> None:
+        times.append(monotonic())
+        take(delta)
+
+    return Sink(timing, times)

@@ -10,7 +10,7 @@ from rich.text import Text
 from llm_service.config import Settings
 from llm_service.engines import OpenedEngine, open_engine
 from llm_service.errors import FastTalkError
-from llm_service.generation import Delta, GenerationRequest, Message, SamplingParams
+from llm_service.generation import Delta, GenerationRequest, Message, SamplingParams, timed
 
 QUESTION = "Say hello in one short sentence."
 MAX_TOKENS = 24
@@ -66,7 +66,7 @@ async def _generate(opened: OpenedEngine) -> str | None:
         first = first or monotonic()
         text += delta.text
 
-    usage = (await opened.engine.generate(request, take)).usage
+    usage = (await opened.engine.generate(request, timed(take))).usage
     if first is None:
         return None
     tokens = 0 if usage is None else usage.completion_tokens

@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry
 from llm_service.asides import CONDENSE_TRIES, Asides
 from llm_service.effects import Condense
 from llm_service.errors import EngineTimeout
-from llm_service.generation import Delta, Finish, GenerationRequest, Message, SamplingParams, TakeDelta
+from llm_service.generation import Delta, Finish, GenerationRequest, Message, SamplingParams, Sink
 from llm_service.idle_work import IdleWork
 from llm_service.metrics import Metrics
 from llm_service.summary import Condensation
@@ -26,7 +26,7 @@ class Engine:
         self.failures = failures
         self.stopped = 0
 
-    async def generate(self, request: GenerationRequest, take: TakeDelta) -> Finish:
+    async def generate(self, request: GenerationRequest, sink: Sink) -> Finish:
         self.asked.append(request.messages[0].content)
         try:
             await self.go_on.wait()
@@ -36,8 +36,8 @@ class Engine:
         if self.failures:
             self.failures -= 1
             raise EngineTimeout("silent")
-        take(Delta("hm", thinking=True))
-        take(Delta(request.messages[0].content))
+        sink.take(Delta("hm", thinking=True))
+        sink.take(Delta(request.messages[0].content))
         return Finish("stop")
 
 

@@ -17,7 +17,7 @@ from websockets.exceptions import ConnectionClosed
 
 from llm_service.engines.scripted import Fault, ScriptedEngine
 from llm_service.errors import EngineUnreachable, GenerationFailed
-from llm_service.generation import Finish, GenerationRequest, TakeDelta
+from llm_service.generation import Finish, GenerationRequest, Sink
 from tests.live import Live, ask, collect, live_service, receive, send, start
 
 
@@ -230,11 +230,11 @@ class TestCancel:
             open_streams = 0
             most = 0
 
-            async def generate(self, request: GenerationRequest, take: TakeDelta) -> Finish:
+            async def generate(self, request: GenerationRequest, sink: Sink) -> Finish:
                 self.open_streams += 1
                 self.most = max(self.most, self.open_streams)
                 try:
-                    return await super().generate(request, take)
+                    return await super().generate(request, sink)
                 finally:
                     await asyncio.sleep(0.02)
                     self.open_streams -= 1

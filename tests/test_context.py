@@ -14,7 +14,7 @@ from llm_service.engines.llama_cpp import LlamaCppEngine
 from llm_service.engines.ollama import OllamaEngine
 from llm_service.engines.scripted import ScriptedEngine
 from llm_service.errors import ContextOverflow
-from llm_service.generation import Finish, GenerationRequest, TakeDelta, ToolCall, Usage
+from llm_service.generation import Finish, GenerationRequest, Sink, ToolCall, Usage
 from llm_service.token_estimate import most_tokens
 from tests.live import Live, ask, collect, live_service, receive, send, start
 from tests.real_engines import EMBEDDED_WINDOW, OllamaServer, borrowed
@@ -251,9 +251,9 @@ class _Smaller:
     def __getattr__(self, name: str) -> object:
         return getattr(self._engine, name)
 
-    async def generate(self, request: GenerationRequest, take: TakeDelta) -> Finish:
+    async def generate(self, request: GenerationRequest, sink: Sink) -> Finish:
         try:
-            finish = await self._engine.generate(msgspec.structs.replace(request, context_window=256), take)
+            finish = await self._engine.generate(msgspec.structs.replace(request, context_window=256), sink)
         except ContextOverflow as error:
             self.asked.append(type(error))
             raise

@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from llm_service.generation import Finish, GenerationRequest, TakeDelta
+from llm_service.generation import Finish, GenerationRequest, Sink
 
 
 class Engine(Protocol):
@@ -17,11 +17,11 @@ class Engine(Protocol):
         """The provider's name, as in LLM_PROVIDER: a label in metrics and logs."""
         ...
 
-    async def generate(self, request: GenerationRequest, take: TakeDelta) -> Finish:
-        """Hand the answer to `take`, delta by delta, none of them empty; return once it is over.
+    async def generate(self, request: GenerationRequest, sink: Sink) -> Finish:
+        """Hand the answer to `sink`, delta by delta, none of them empty; return once it is over.
 
         Cancelling the task that waits here is the cancel: it aborts the stream to whatever generates, at once.
-        What `take` raises ends the generation and comes out of it.
+        What its `take` raises ends the generation and comes out of it.
         """
         ...
 

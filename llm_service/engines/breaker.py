@@ -22,7 +22,7 @@ from llm_service.errors import (
     GenerationFailed,
     StreamStalled,
 )
-from llm_service.generation import Delta, Finish, GenerationRequest, TakeDelta
+from llm_service.generation import Delta, Finish, GenerationRequest, Sink
 from llm_service.metrics import BreakerState
 
 # resilience4j's and Envoy's defaults wait for a hundred calls; a model answers too few a minute for that.
@@ -148,8 +148,8 @@ class BreakerEngine(EngineWrapper):
         self._trial_timeout = trial_timeout
         self._clock = clock
 
-    async def generate(self, request: GenerationRequest, take: TakeDelta) -> Finish:
-        """Hand the answer to `take`, as the engine does.
+    async def generate(self, request: GenerationRequest, sink: Sink) -> Finish:
+        """Hand the answer to `sink`, as the engine does.
 
         Raises:
             CircuitOpen: the engine failed too often, and is not asked.
@@ -158,9 +158,9 @@ class BreakerEngine(EngineWrapper):
         call = breaker.admit(self._clock())
         try:
             if breaker.tries(call):
-                finish = await self._try(call, request, take)
+                finish = await self._try(call, request, sink)
             else:
-                finish = await self._engine.generate(request, take)
+                finish = await self._engine.generate(request, sink)
         except FAILURES:
             breaker.failed(call, self._clock())
             raise
@@ -170,7 +170,7 @@ class BreakerEngine(EngineWrapper):
         breaker.succeeded(call)
         return finish
 
-    async def _try(self, call: int, request: GenerationRequest, take: TakeDelta) -> Finish:
+    async def _try(self, call: int, request: GenerationRequest, sink: Sink) -> Finish:
         try:
             async with asyncio.timeout(self._trial_timeout) as limit:
 
@@ -178,9 +178,9 @@ class BreakerEngine(EngineWrapper):
                     if limit.when() is not None:
                         limit.reschedule(None)
                         self._breaker.succeeded(call)
-                    take(delta)
+                    sink.take(delta)
 
-                return await self._engine.generate(request, first)
+                return await self._engine.generate(request, Sink(first, sink.times))
         except TimeoutError:
             raise EngineTimeout(
                 f"the engine was tried again and said nothing for {self._trial_timeout:g} seconds"

@@ -11,7 +11,10 @@ from time import monotonic
 from llm_service.engines.base import Engine
 from llm_service.engines.wrapper import EngineWrapper
 from llm_service.errors import EngineError, FirstTokenTimeout, ResponseTimeout, StreamStalled
-from llm_service.generation import Delta, Finish, GenerationRequest, TakeDelta
+from llm_service.generation import Finish, GenerationRequest, Sink
+
+# Seconds between two looks at the answers that run, or less where a deadline is shorter: they are found late by that.
+LOOK_EVERY = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,86 +25,86 @@ class Deadlines:
     between_tokens: float
     response: float
 
-    def due(self, begun: float, last: float | None) -> tuple[float, EngineError]:
-        """Return until when the next token must be there, and what it is if it is not."""
-        if last is None:
-            due = begun + self.first_token
-            error: EngineError = FirstTokenTimeout(
+    @property
+    def shortest(self) -> float:
+        return min(self.first_token, self.between_tokens, self.response)
+
+    def missed(self, now: float, begun: float, last: float | None) -> EngineError | None:
+        """Return the error of an answer that is late; `last` is when its last token came, None before the first."""
+        if now > begun + self.response:
+            return ResponseTimeout(
+                f"the answer was not whole after {self.response:g} seconds (RESPONSE_TIMEOUT); ask for a shorter one"
+            )
+        if last is None and now > begun + self.first_token:
+            return FirstTokenTimeout(
                 f"the engine said nothing for {self.first_token:g} seconds (FIRST_TOKEN_TIMEOUT); "
                 "send the message again"
             )
-        else:
-            due = last + self.between_tokens
-            error = StreamStalled(
+        if last is not None and now > last + self.between_tokens:
+            return StreamStalled(
                 f"the engine stopped within its answer for {self.between_tokens:g} seconds (TOKEN_TIMEOUT); "
                 "send the message again"
             )
-        if due <= begun + self.response:
-            return due, error
-        return begun + self.response, ResponseTimeout(
-            f"the answer was not whole after {self.response:g} seconds (RESPONSE_TIMEOUT); ask for a shorter one"
-        )
+        return None
 
 
 class DeadlineEngine(EngineWrapper):
-    """An engine whose answers keep their deadlines or fail."""
+    """An engine whose answers keep their deadlines or fail.
+
+    One timer looks after all answers that run: a timer for each would be made and cancelled at every turn.
+    """
 
     def __init__(self, engine: Engine, deadlines: Deadlines) -> None:
         super().__init__(engine)
         self._deadlines = deadlines
+        self._running: set[_Answer] = set()
+        self._timer: asyncio.TimerHandle | None = None
 
-    async def generate(self, request: GenerationRequest, take: TakeDelta) -> Finish:
-        """Hand the answer to `take`, as the engine does.
+    async def generate(self, request: GenerationRequest, sink: Sink) -> Finish:
+        """Hand the answer to `sink`, as the engine does.
 
         Raises:
             FirstTokenTimeout: nothing came in time.
             StreamStalled: nothing more came in time.
             ResponseTimeout: the answer lasts too long.
         """
-        watch = _Watch(self._deadlines, take)
+        answer = _Answer(sink.times)
+        self._running.add(answer)
+        if self._timer is None:
+            self._look_later()
         try:
-            async with watch.limit:
-                return await self._engine.generate(request, watch.take)
+            async with answer.limit:
+                return await self._engine.generate(request, sink)
         except TimeoutError:
-            if watch.missed is None:
+            if answer.missed is None:
                 raise
-            raise watch.missed from None
+            raise answer.missed from None
         finally:
-            watch.stop()
+            self._running.discard(answer)
 
-
-class _Watch:
-    """Looks after one answer, by one timer, which is set anew when it goes off and not at every token."""
-
-    __slots__ = ("_begun", "_deadlines", "_last", "_loop", "_take", "_timer", "limit", "missed")
-
-    def __init__(self, deadlines: Deadlines, take: TakeDelta) -> None:
-        self._deadlines = deadlines
-        self._take = take
-        self._loop = asyncio.get_running_loop()
-        self._begun = monotonic()
-        self._last: float | None = None
-        self.limit = asyncio.timeout(None)
-        self.missed: EngineError | None = None
-        self._timer = self._loop.call_later(min(deadlines.first_token, deadlines.response), self._look)
-
-    def take(self, delta: Delta) -> None:
-        """Pass a delta on."""
-        first, self._last = self._last is None, monotonic()
-        if first:
-            self.stop()  # it may be set for later than the second token is due
-            self._look()
-        self._take(delta)
-
-    def stop(self) -> None:
-        """Look no more."""
-        self._timer.cancel()
+    def _look_later(self) -> None:
+        interval = min(LOOK_EVERY, self._deadlines.shortest / 4)
+        self._timer = asyncio.get_running_loop().call_later(interval, self._look)
 
     def _look(self) -> None:
-        due, error = self._deadlines.due(self._begun, self._last)
-        left = due - monotonic()
-        if left > 0:
-            self._timer = self._loop.call_later(left, self._look)
-        else:
-            self.missed = error
-            self.limit.reschedule(self._loop.time())
+        self._timer = None
+        now = monotonic()
+        for answer in self._running:
+            if answer.missed is None:
+                answer.missed = self._deadlines.missed(now, answer.begun, answer.times[-1] if answer.times else None)
+                if answer.missed is not None:
+                    answer.limit.reschedule(asyncio.get_running_loop().time())
+        if self._running:
+            self._look_later()
+
+
+class _Answer:
+    """One that runs: `missed` is the error of the deadline it missed."""
+
+    __slots__ = ("begun", "limit", "missed", "times")
+
+    def __init__(self, times: list[float]) -> None:
+        self.times = times
+        self.begun = monotonic()
+        self.limit = asyncio.timeout(None)
+        self.missed: EngineError | None = None

@@ -16,7 +16,7 @@ from llm_service.engines.model_files import checked
 from llm_service.engines.openai import OpenAIEngine
 from llm_service.engines.refusals import UNREADABLE
 from llm_service.errors import EngineUnavailable, FastTalkError, GenerationFailed, ModelNotFound
-from llm_service.generation import Finish, GenerationRequest, TakeDelta
+from llm_service.generation import Finish, GenerationRequest, Sink
 
 # llama.cpp stops between two batches of a prompt, so a batch is how long a cancelled prompt runs on.
 # On two cores 128 tokens take 0.3 s, and a prompt as a whole no longer than in batches of 512.
@@ -108,15 +108,15 @@ class LlamaCppEngine:
         """The URL of the server inside; without the key, which never leaves this object, it refuses."""
         return self._address
 
-    async def generate(self, request: GenerationRequest, take: TakeDelta) -> Finish:
-        """Hand the answer to `take` as it comes; cancelling frees the slot.
+    async def generate(self, request: GenerationRequest, sink: Sink) -> Finish:
+        """Hand the answer to `sink` as it comes; cancelling frees the slot.
 
         Raises:
             ContextOverflow: the prompt is longer than the window; nothing was generated.
             EngineError: anything else.
         """
         self._check(request.model)
-        return await self._api.generate(request, take)
+        return await self._api.generate(request, sink)
 
     async def load(self, model: str, context_window: int) -> None:  # noqa: ARG002
         """Return: the model has been in memory, warmed up, since `open`.

@@ -28,7 +28,7 @@ from llm_service.errors import (
     GenerationFailed,
     ModelNotFound,
 )
-from llm_service.generation import Delta, Finish, GenerationRequest, Message, TakeDelta, Usage
+from llm_service.generation import Delta, Finish, GenerationRequest, Message, Sink, TakeDelta, Usage
 
 # runner/ollamarunner/runner.go and runner/llamarunner/runner.go, `errorInputTooLong`, answered with
 # status 400. Ollama gives no code with it, so that its wording is all there is.
@@ -122,14 +122,14 @@ class OllamaEngine:
         """The provider's name, as in LLM_PROVIDER."""
         return "ollama"
 
-    async def generate(self, request: GenerationRequest, take: TakeDelta) -> Finish:
-        """Hand the answer to `take` as it comes; cancelling aborts Ollama's work.
+    async def generate(self, request: GenerationRequest, sink: Sink) -> Finish:
+        """Hand the answer to `sink` as it comes; cancelling aborts Ollama's work.
 
         Raises:
             ContextOverflow: the prompt is longer than the context window; nothing was generated.
             EngineError: anything else.
         """
-        answer = _Answer(self._label, take)
+        answer = _Answer(self._label, sink.take)
         await self._http.stream("/api/chat", _encode(self._chat(request)), answer.feed)
         return answer.end()
 

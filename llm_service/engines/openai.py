@@ -20,7 +20,7 @@ from llm_service.errors import (
     GenerationFailed,
     ModelNotFound,
 )
-from llm_service.generation import Delta, Finish, GenerationRequest, Message, TakeDelta, Usage
+from llm_service.generation import Delta, Finish, GenerationRequest, Message, Sink, TakeDelta, Usage
 
 _NO_ERROR = (b"", b"null")
 
@@ -153,14 +153,14 @@ class OpenAIEngine:
         """The provider's name, as in LLM_PROVIDER."""
         return self._name
 
-    async def generate(self, request: GenerationRequest, take: TakeDelta) -> Finish:
-        """Hand the answer to `take` as it comes; cancelling aborts the engine's work.
+    async def generate(self, request: GenerationRequest, sink: Sink) -> Finish:
+        """Hand the answer to `sink` as it comes; cancelling aborts the engine's work.
 
         Raises:
             ContextOverflow: the prompt is longer than the engine's window; nothing was generated.
             EngineError: anything else.
         """
-        answer = _Answer(self._label, self._refused, take)
+        answer = _Answer(self._label, self._refused, sink.take)
         await self._http.stream("/chat/completions", _encode(self._chat(request)), answer.feed)
         return answer.end()
 

@@ -11,7 +11,7 @@ from tenacity.wait import wait_random_exponential
 from llm_service.engines.base import Engine
 from llm_service.engines.wrapper import EngineWrapper
 from llm_service.errors import EngineError, EngineUnreachable, GenerationFailed
-from llm_service.generation import Delta, Finish, GenerationRequest, TakeDelta
+from llm_service.generation import Finish, GenerationRequest, Sink
 
 # What another attempt may well not meet. Timeouts are not among them: they have used up the client's patience.
 RETRYABLE = (EngineUnreachable, GenerationFailed)
@@ -35,19 +35,12 @@ class RetryingEngine(EngineWrapper):
         self._budget = budget
         self._retried = retried
 
-    async def generate(self, request: GenerationRequest, take: TakeDelta) -> Finish:
-        """Hand the answer to `take`, as the engine does; raises what its last attempt raised."""
-        begun = False
-
-        def begin(delta: Delta) -> None:
-            nonlocal begun
-            begun = True
-            take(delta)
-
+    async def generate(self, request: GenerationRequest, sink: Sink) -> Finish:
+        """Hand the answer to `sink`, as the engine does; raises what its last attempt raised."""
         try:
-            return await self._engine.generate(request, begin)
+            return await self._engine.generate(request, sink)
         except RETRYABLE as error:
-            if begun:
+            if sink.times:
                 raise
             failed: EngineError | None = error
 
@@ -56,11 +49,11 @@ class RetryingEngine(EngineWrapper):
             if failed is not None:
                 first, failed = failed, None
                 raise first
-            return await self._engine.generate(request, begin)
+            return await self._engine.generate(request, sink)
 
         # Only now: it costs as much as a tenth of a turn, and nearly no turn needs it.
         attempts = AsyncRetrying(
-            retry=retry_if_exception(lambda error: isinstance(error, RETRYABLE) and not begun),
+            retry=retry_if_exception(lambda error: isinstance(error, RETRYABLE) and not sink.times),
             stop=stop_after_attempt(1 + self._retries) | stop_before_delay(self._budget),
             wait=_wait,
             before_sleep=self._note,

@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from llm_service.errors import EngineError, EngineUnreachable, ModelNotFound
-from llm_service.generation import Delta, Finish, FinishReason, GenerationRequest, TakeDelta, ToolCall, Usage
+from llm_service.generation import Delta, Finish, FinishReason, GenerationRequest, Sink, ToolCall, Usage
 
 Ending = Literal["finished", "failed", "closed"]
 
@@ -116,15 +116,15 @@ class ScriptedEngine:
         """The provider's name, as in LLM_PROVIDER."""
         return self._name
 
-    async def generate(self, request: GenerationRequest, take: TakeDelta) -> Finish:
-        """Hand the script's answer to `take`, cut at the request's max_tokens."""
+    async def generate(self, request: GenerationRequest, sink: Sink) -> Finish:
+        """Hand the script's answer to `sink`, cut at the request's max_tokens."""
         _record(self.requests, request)
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         ending: Ending = "closed"
         try:
             self._check(request.model)
-            finish = await self._say(request, take)
+            finish = await self._say(request, sink)
             ending = "finished"
         except Exception:
             ending = "failed"
@@ -165,7 +165,7 @@ class ScriptedEngine:
         """Note that it was closed."""
         self.closed = True
 
-    async def _say(self, request: GenerationRequest, take: TakeDelta) -> Finish:
+    async def _say(self, request: GenerationRequest, sink: Sink) -> Finish:
         fault = self.faults.popleft() if self.faults else None
         clock = asyncio.get_running_loop().time
         due, interval = clock() + self._ttft, 1.0 / self.tokens_per_second
@@ -183,7 +183,7 @@ class ScriptedEngine:
             await asyncio.sleep(max(0.0, due + count * interval - clock()))
             count += 1
             if token:
-                take(Delta(token))
+                sink.take(Delta(token))
         if fault is not None and count == fault.after_tokens:
             await _suffer(fault)
         prompt_tokens = sum(len(message.content.split()) for message in request.messages)

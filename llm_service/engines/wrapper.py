@@ -1,7 +1,7 @@
 """What stands around an engine and is one itself: everything goes through, but for what a subclass does otherwise."""
 
 from llm_service.engines.base import Engine
-from llm_service.generation import Finish, GenerationRequest, TakeDelta
+from llm_service.generation import Finish, GenerationRequest, Sink
 
 
 class EngineWrapper:
@@ -15,9 +15,9 @@ class EngineWrapper:
         """The provider's name, as in LLM_PROVIDER."""
         return self._engine.name
 
-    async def generate(self, request: GenerationRequest, take: TakeDelta) -> Finish:
-        """Hand the answer to `take`."""
-        return await self._engine.generate(request, take)
+    async def generate(self, request: GenerationRequest, sink: Sink) -> Finish:
+        """Hand the answer to `sink`."""
+        return await self._engine.generate(request, sink)
 
     async def load(self, model: str, context_window: int) -> None:
         """Bring the model into memory."""

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 from contextlib import suppress
 
 from llm_service.engines.base import Engine
-from llm_service.generation import Delta, Finish, GenerationRequest, Message, SamplingParams, Tool, ToolCall
+from llm_service.generation import Delta, Finish, GenerationRequest, Message, SamplingParams, Tool, ToolCall, timed
 
 SECRET = "xyzzy-nobody-may-see-this"
 WEATHER = Tool(
@@ -46,7 +46,7 @@ async def stream(engine: Engine, request: GenerationRequest) -> AsyncGenerator[D
 
     async def generate() -> None:
         try:
-            said.put_nowait(await engine.generate(request, said.put_nowait))
+            said.put_nowait(await engine.generate(request, timed(said.put_nowait)))
         except Exception as error:  # noqa: BLE001
             said.put_nowait(error)
 

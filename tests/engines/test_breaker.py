@@ -19,7 +19,7 @@ from llm_service.errors import (
     GenerationFailed,
     ModelNotFound,
 )
-from llm_service.generation import Delta
+from llm_service.generation import Delta, timed
 from tests.engines.requests import a_request
 
 DOWN = EngineUnreachable("down")
@@ -201,7 +201,7 @@ class Engines:
 
     async def ask(self, take: Callable[[Delta], None] = ignore) -> None:
         """Ask for an answer."""
-        await self.engine.generate(a_request(model="scripted"), take)
+        await self.engine.generate(a_request(model="scripted"), timed(take))
 
     async def open(self) -> None:
         """Fail until the breaker opens, then wait until a trial is due."""

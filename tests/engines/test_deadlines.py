@@ -7,6 +7,7 @@ import pytest
 from llm_service.engines.deadlines import DeadlineEngine, Deadlines
 from llm_service.engines.scripted import Fault, ScriptedEngine
 from llm_service.errors import EngineError, FirstTokenTimeout, GenerationFailed, ResponseTimeout, StreamStalled
+from llm_service.generation import timed
 from tests.engines.requests import a_request
 
 LONG = 60.0
@@ -24,7 +25,7 @@ def engines(
 async def said(engine: DeadlineEngine) -> str:
     """Return the whole answer."""
     pieces: list[str] = []
-    await engine.generate(a_request(model="scripted"), lambda delta: pieces.append(delta.text))
+    await engine.generate(a_request(model="scripted"), timed(lambda delta: pieces.append(delta.text)))
     return "".join(pieces)
 
 

@@ -21,7 +21,7 @@ from llm_service.errors import (
     GenerationFailed,
     ModelNotFound,
 )
-from llm_service.generation import Delta, Finish, GenerationRequest, ToolCall, Usage
+from llm_service.generation import Delta, Finish, GenerationRequest, ToolCall, Usage, timed
 from tests.engines.fake_server import Exchange, FakeServer
 from tests.engines.requests import SECRET, WEATHER, a_request, a_tool_turn, collect, stream
 from tests.real_engines import OllamaServer
@@ -169,7 +169,7 @@ class TestAnswers:
         answering(fake, lines(said(" <thi")))
         got: list[Delta] = []
         with pytest.raises(GenerationFailed):
-            await engine.generate(a_request(), got.append)
+            await engine.generate(a_request(), timed(got.append))
         assert [Delta(" <thi")] == got
 
     async def test_tool_calls(self, fake: FakeServer, engine: OllamaEngine) -> None:

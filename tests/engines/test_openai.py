@@ -20,7 +20,7 @@ from llm_service.errors import (
     GenerationFailed,
     ModelNotFound,
 )
-from llm_service.generation import Delta, Finish, ToolCall, Usage
+from llm_service.generation import Delta, Finish, ToolCall, Usage, timed
 from tests.engines.fake_server import Exchange, FakeServer
 from tests.engines.requests import SECRET, WEATHER, a_request, a_tool_turn, collect, stream
 
@@ -165,7 +165,7 @@ class TestAnswers:
         answering(fake, events(said(content=" <thi")))
         got: list[Delta] = []
         with pytest.raises(GenerationFailed):
-            await engine.generate(a_request(), got.append)
+            await engine.generate(a_request(), timed(got.append))
         assert [Delta(" <thi")] == got
 
     @pytest.mark.parametrize("told", ["tool_calls", "stop", "length"])

@@ -17,6 +17,7 @@ from llm_service.errors import (
     FastTalkError,
     GenerationFailed,
 )
+from llm_service.generation import timed
 from tests.engines.requests import a_request
 
 WORDS = ["a ", "b ", "c "]
@@ -33,7 +34,7 @@ class Asked:
 
     async def ask(self) -> str:
         """Return the text that was handed out."""
-        await self.engine.generate(a_request(model="scripted"), lambda delta: self.pieces.append(delta.text))
+        await self.engine.generate(a_request(model="scripted"), timed(lambda delta: self.pieces.append(delta.text)))
         return "".join(self.pieces)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from llm_service.engines.scripted import Fault, ScriptedEngine, default_answer
 from llm_service.errors import EngineUnreachable, GenerationFailed, ModelNotFound
-from llm_service.generation import Delta, Finish, Message, ToolCall, Usage
+from llm_service.generation import Delta, Finish, Message, ToolCall, Usage, timed
 from tests.engines.requests import WEATHER, a_request, a_tool_turn, collect, stream
 
 FAST = 1_000_000.0
@@ -53,7 +53,7 @@ async def test_the_pace() -> None:
         if len(times) == 5:
             time.sleep(0.03)
 
-    await engine.generate(a_request(max_tokens=20), take)
+    await engine.generate(a_request(max_tokens=20), timed(take))
     assert times[0] >= 0.05
     assert 0.05 + 19 / 200 <= times[19] < 0.05 + 19 / 200 + 0.1
 
