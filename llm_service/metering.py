@@ -1,24 +1,22 @@
 """Measures responses for the metrics, at the cost of one list append a token."""
 
 from asyncio import CancelledError
-from bisect import bisect_left
-from collections import Counter
-from itertools import repeat
-from operator import sub
 from time import monotonic
 from types import TracebackType
 from typing import Self
 
 from llm_service.generation import Usage
-from llm_service.metrics import INTER_TOKEN_BUCKETS, Outcome, ResponseMetrics
+from llm_service.metrics import Measured, Outcome, ResponseMetrics, TokenType
 
 
 class ResponseMeter:
     """A context around `Engine.generate`: from asking the engine to the end of its stream.
 
-    Whoever takes the deltas appends the time of each (of `time.monotonic`, in seconds) to `times`; the collectors
-    hear of them at the end. A response counts as cancelled if its task was cancelled, and as failed if it raised.
+    Whoever takes the deltas appends the time of each (of `time.monotonic`, in seconds) to `times`. A response counts
+    as cancelled if its task was cancelled, and as failed if it raised.
     """
+
+    __slots__ = ("_measured", "_started", "_stopped_at", "_usage", "times")
 
     def __init__(self, measured: ResponseMetrics) -> None:
         self._measured = measured
@@ -27,7 +25,7 @@ class ResponseMeter:
         self.times: list[float] = []
 
     def __enter__(self) -> Self:
-        self._measured.running.inc()
+        self._measured.running += 1
         self._started = monotonic()
         return self
 
@@ -49,21 +47,26 @@ class ResponseMeter:
         outcome: Outcome = "finished"
         if kind is not None:
             outcome = "cancelled" if issubclass(kind, CancelledError) else "failed"
-        measured, times = self._measured, self.times
-        measured.running.dec()
         now = monotonic()
-        measured.observe_duration[outcome](now - self._started)
-        if self._stopped_at is not None:
-            measured.observe_cancel_to_idle(now - self._stopped_at)
-        if times:
-            measured.observe_first_token(times[0] - self._started)
-            found = Counter(map(bisect_left, repeat(INTER_TOKEN_BUCKETS), map(sub, times[1:], times)))
-            gaps = [found[bucket] for bucket in range(len(INTER_TOKEN_BUCKETS) + 1)]
-            measured.observe_inter_token(gaps, times[-1] - times[0])
-        if kind is not None:
-            measured.count_tokens["output"](len(times))  # nobody counted them; about one token each
-        elif self._usage is not None:
-            measured.count_tokens["input"](self._usage.prompt_tokens)
-            measured.count_tokens["output"](self._usage.completion_tokens)
-            if self._usage.cached_tokens is not None:
-                measured.count_tokens["cached"](self._usage.cached_tokens)
+        self._measured.running -= 1
+        self._measured.ended.append(
+            Measured(
+                outcome,
+                self._started,
+                now,
+                self.times,
+                None if self._stopped_at is None else now - self._stopped_at,
+                self._tokens(outcome),
+            )
+        )
+
+    def _tokens(self, outcome: Outcome) -> dict[TokenType, int]:
+        if outcome != "finished":
+            return {"output": len(self.times)}  # nobody counted them; about one token each
+        usage = self._usage
+        if usage is None:
+            return {}
+        tokens: dict[TokenType, int] = {"input": usage.prompt_tokens, "output": usage.completion_tokens}
+        if usage.cached_tokens is not None:
+            tokens["cached"] = usage.cached_tokens
+        return tokens

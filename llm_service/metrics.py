@@ -5,8 +5,13 @@ the configured ones, unknown message types and reasons are all counted as "other
 models is there from the start, at 0, so that a rate is right from the first event on.
 """
 
+from bisect import bisect_left
+from collections import Counter as Tally
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
+from operator import sub
 from platform import python_version
 from typing import Final, Literal, get_args
 
@@ -41,8 +46,6 @@ INTER_TOKEN_BUCKETS: Final = (
 REQUEST_BUCKETS: Final = tuple(0.01 * 2**power for power in range(16))  # to 327.68
 DELAY_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
-Add = Callable[[float], None]
-
 
 class BulkHistogram(Histogram):
     """A histogram that takes many observations at once: one by one, each costs two locks."""
@@ -55,19 +58,65 @@ class BulkHistogram(Histogram):
         self._sum.inc(total)
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseMetrics:
-    """The series of one engine and model: calls on ready children, so that no token looks up a label.
+@dataclass(slots=True)
+class Measured:
+    """What is counted of a response that has ended; times in seconds, `cancel_to_idle` None where nothing was stopped.
 
-    Times are in seconds.
+    `times` are when its tokens came, by the clock of `started`.
     """
 
-    observe_first_token: Add
-    observe_inter_token: Callable[[Sequence[int], float], None]  # of INTER_TOKEN_BUCKETS and beyond; the sum
-    observe_duration: dict[Outcome, Add]
-    observe_cancel_to_idle: Add
-    count_tokens: dict[TokenType, Add]
-    running: Gauge
+    outcome: Outcome
+    started: float
+    ended: float
+    times: Sequence[float]
+    cancel_to_idle: float | None
+    tokens: dict[TokenType, int]
+
+
+class ResponseMetrics:
+    """The series of one engine and model.
+
+    A response is appended to `ended` when it is over, and counted by `settle`, some of them at a time: between two
+    tokens of others the collectors' code is in no cache, and costs a turn more than the conversation does.
+    """
+
+    def __init__(
+        self,
+        first_token: BulkHistogram,
+        inter_token: BulkHistogram,
+        durations: dict[Outcome, Histogram],
+        cancel_to_idle: Histogram,
+        tokens: dict[TokenType, Counter],
+        running: Gauge,
+    ) -> None:
+        self._first_token = first_token
+        self._inter_token = inter_token
+        self._durations = durations
+        self._cancel_to_idle = cancel_to_idle
+        self._tokens = tokens
+        self._running = running
+        self.running = 0
+        self.ended: deque[Measured] = deque()
+
+    def settle(self) -> None:
+        """Bring the collectors up to now."""
+        self._running.set(self.running)
+        tokens: Tally[TokenType] = Tally()
+        gaps: list[float] = []
+        while self.ended:  # it may grow meanwhile: a scrape comes from another thread
+            response = self.ended.popleft()
+            self._durations[response.outcome].observe(response.ended - response.started)
+            if response.cancel_to_idle is not None:
+                self._cancel_to_idle.observe(response.cancel_to_idle)
+            if response.times:
+                self._first_token.observe(response.times[0] - response.started)
+                gaps.extend(map(sub, response.times[1:], response.times))
+            tokens.update(response.tokens)
+        if gaps:
+            found = Tally(map(bisect_left, repeat(INTER_TOKEN_BUCKETS), gaps))
+            self._inter_token.observe_many([found[bucket] for bucket in range(len(INTER_TOKEN_BUCKETS) + 1)], sum(gaps))
+        for kind, count in tokens.items():
+            self._tokens[kind].inc(count)
 
 
 class Metrics:
@@ -80,6 +129,7 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry, *, models: Collection[str] = (), version: str = "unknown") -> None:
         self._models = frozenset(models)
         self._responses: dict[tuple[str, str], ResponseMetrics] = {}
+        registry.register(_Settling(self.settle))  # before all others: collectors are asked in this order
         self._create_timings(registry)
         self._create_gauges(registry)
         self._create_counters(registry)
@@ -100,6 +150,11 @@ class Metrics:
         if found is None:
             found = self._responses[key] = self._children(*key)
         return found
+
+    def settle(self) -> None:
+        """Count what has ended, as a scrape does; to be called where another process is scraped."""
+        for responses in tuple(self._responses.values()):
+            responses.settle()
 
     def count_error(self, category: Category) -> None:
         """Count an error that a client was told of."""
@@ -218,13 +273,24 @@ class Metrics:
         outcomes: tuple[Outcome, ...] = get_args(Outcome)
         token_types: tuple[TokenType, ...] = get_args(TokenType)
         return ResponseMetrics(
-            observe_first_token=self._first_token.labels(engine, model).observe,
-            observe_inter_token=self._inter_token.labels(engine, model).observe_many,
-            observe_duration={outcome: self._duration.labels(engine, model, outcome).observe for outcome in outcomes},
-            observe_cancel_to_idle=self._cancel_to_idle.labels(engine, model).observe,
-            count_tokens={kind: self._tokens.labels(engine, model, kind).inc for kind in token_types},
+            first_token=self._first_token.labels(engine, model),
+            inter_token=self._inter_token.labels(engine, model),
+            durations={outcome: self._duration.labels(engine, model, outcome) for outcome in outcomes},
+            cancel_to_idle=self._cancel_to_idle.labels(engine, model),
+            tokens={kind: self._tokens.labels(engine, model, kind) for kind in token_types},
             running=self._running.labels(engine, model),
         )
+
+
+class _Settling(Collector):
+    """Has no series: what is collected behind it is up to date."""
+
+    def __init__(self, settle: Callable[[], None]) -> None:
+        self._settle = settle
+
+    def collect(self) -> Iterable[Metric]:
+        self._settle()
+        return ()
 
 
 def render(registry: Collector) -> bytes:

@@ -113,6 +113,7 @@ class Service:
     ) -> None:
         self.state = "stopped"
         await self._stack.__aexit__(kind, error, traceback)
+        self.metrics.settle()
 
     @property
     def ready(self) -> bool:
@@ -208,6 +209,7 @@ class Service:
                 connection.watch(now)
             self.metrics.connections_active.set(len(self.connections))
             self.metrics.sessions_active.set(self.manager.active_sessions)
+            self.metrics.settle()  # the scrape of several workers is answered by another process
             expected = monotonic() + WATCH_INTERVAL
 
     def _session_defaults(self) -> SessionDefaults:

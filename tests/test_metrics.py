@@ -20,7 +20,9 @@ from llm_service.metrics import (
     MESSAGE_TYPES,
     SHED_REASONS,
     BulkHistogram,
+    Measured,
     Metrics,
+    TokenType,
     render,
     shared_registry,
 )
@@ -39,14 +41,11 @@ def series(registry: CollectorRegistry) -> set[str]:
 def feed_all(metrics: Metrics) -> None:
     """Touch every way to feed a collector."""
     response = metrics.for_engine("ollama", "small")
-    response.observe_first_token(0.2)
-    response.observe_inter_token([0, 0, 0, 1, *[0] * 13], 0.02)
-    response.observe_cancel_to_idle(0.001)
-    for observe in response.observe_duration.values():
-        observe(1.5)
-    for count in response.count_tokens.values():
-        count(3)
-    response.running.inc()
+    tokens: dict[TokenType, int] = {"input": 3, "output": 3, "cached": 3}
+    response.ended.append(Measured("finished", 1.0, 2.5, [1.25, 1.5], 0.001, tokens))
+    response.ended.append(Measured("cancelled", 1.0, 2.5, [], None, {}))
+    response.ended.append(Measured("failed", 1.0, 2.5, [], None, {}))
+    response.running += 1
     metrics.event_loop_delay.observe(0.002)
     metrics.sessions_active.set(2)
     metrics.connections_active.set(3)
@@ -87,8 +86,8 @@ def test_what_is_fed_is_shown() -> None:
     feed_all(metrics)
     pair = {"engine": "ollama", "model": "small"}
     shown = {
-        "time_to_first_token_seconds_sum": (pair, 0.2),
-        "inter_token_latency_seconds_sum": (pair, 0.02),
+        "time_to_first_token_seconds_sum": (pair, 0.25),
+        "inter_token_latency_seconds_sum": (pair, 0.25),
         "cancel_to_idle_seconds_sum": (pair, 0.001),
         "request_duration_seconds_sum": ({**pair, "outcome": "cancelled"}, 1.5),
         "tokens_total": ({**pair, "token_type": "cached"}, 3),
@@ -140,7 +139,7 @@ def test_the_number_of_series_is_constant() -> None:
     for _ in range(10_000):
         name = "".join(chr(source.randrange(1, 0xD800)) for _ in range(source.randrange(20)))
         response = metrics.for_engine("ollama", name)
-        response.observe_first_token(0.1)
+        response.ended.append(Measured("finished", 0.0, 1.0, [0.1], None, {}))
         metrics.count_message(name)
         metrics.count_shed(name)
     assert series(registry) == before
@@ -180,12 +179,12 @@ def test_two_services_in_a_process_do_not_mix() -> None:
 WORKER = """
 import sys
 from prometheus_client import CollectorRegistry
-from llm_service.metrics import Metrics
+from llm_service.metrics import Measured, Metrics
 metrics = Metrics(CollectorRegistry(), models=["small"])
 response = metrics.for_engine("ollama", "small")
-response.observe_first_token(0.5)
-response.observe_inter_token([2] + [0] * 16, 0.001)
-response.running.inc()
+response.ended.append(Measured("finished", 0.0, 1.0, [0.5, 0.5005, 0.501], None, {}))
+response.running += 1
+metrics.settle()
 metrics.count_message("cancel")
 metrics.sessions_active.set(2)
 metrics.set_engine_healthy("ollama", sys.argv[1] == "healthy")

@@ -43,7 +43,8 @@ class HTTPConnection(asyncio.Protocol):
     """One connection: `ask`, `read` if that left a body, then `leave`; and again, once it has `rested`.
 
     Times are in seconds: `silence` is the longest one within an exchange, `rest` how long a connection waits
-    for its next. `rested` is called when it can serve again, `lost` when it never will.
+    for its next. `rested` is called when it can serve again, `lost` when it never will. Its owner calls `look` from
+    time to time: timers of its own would be made and cancelled at every exchange.
     """
 
     __slots__ = (
@@ -66,8 +67,8 @@ class HTTPConnection(asyncio.Protocol):
         "_sated",
         "_silence",
         "_take",
-        "_timer",
         "_transport",
+        "_until",
         "_waiter",
         "_wanted",
         "on_body",
@@ -88,7 +89,6 @@ class HTTPConnection(asyncio.Protocol):
         self._lost = lost
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._timer: asyncio.TimerHandle | None = None
         self._parser: httptools.HttpResponseParser | None = None
         # What the body's parts wait in until somebody takes them. The parser calls `on_body` for each: a list's
         # own method costs a token less than one of ours.
@@ -96,7 +96,8 @@ class HTTPConnection(asyncio.Protocol):
         self.on_body = self._parts.append
         self._waiter: asyncio.Future[None] | None = None
         self._take: TakeBytes | None = None
-        self._heard_at = 0.0
+        self._heard_at = self._loop.time()
+        self._until: float | None = None  # when it is closed, outside of an exchange
         self._prepare()
 
     def _prepare(self) -> None:
@@ -131,12 +132,11 @@ class HTTPConnection(asyncio.Protocol):
             InvalidHTTP: what came was no answer.
             BodyCutOff: the connection ended before the body did.
         """
-        self._stop_timer()
+        self._until = None
         self._prepare()
         self._wanted = take
         self._parser = httptools.HttpResponseParser(self)
         self._heard_at = self._loop.time()
-        self._timer = self._loop.call_later(self._silence, self._watch)
         if self._transport is None or self._transport.is_closing():
             raise ConnectionResetError
         self._transport.write(request)
@@ -166,10 +166,19 @@ class HTTPConnection(asyncio.Protocol):
         if self._complete:
             self._retire()
         elif self._sated:
-            self._stop_timer()
-            self._timer = self._loop.call_later(DRAIN_SECONDS, self.abort)
+            self._until = self._loop.time() + DRAIN_SECONDS
         else:
             self.abort()
+
+    @property
+    def due(self) -> float:
+        """When it is given up, by the event loop's clock, if nothing is heard of it or asked of it before."""
+        return self._heard_at + self._silence if self._until is None else self._until
+
+    def look(self) -> None:
+        """Give up an exchange that is silent for too long, and a connection that has rested long enough."""
+        if self._loop.time() > self.due:
+            self._fail(TimeoutError())
 
     def abort(self, error: Exception | None = None) -> None:
         """Close the connection at once; whoever waits on it gets `error`."""
@@ -222,7 +231,6 @@ class HTTPConnection(asyncio.Protocol):
             # RFC 9112, 6.3: such a body ends with its connection.
             self._end()
         self._fail(BodyCutOff() if self._begun else ConnectionResetError())
-        self._stop_timer()
         self._lost(self)
 
     # httptools
@@ -270,7 +278,6 @@ class HTTPConnection(asyncio.Protocol):
         self._complete = True
         self._take = None
         self._parser = None
-        self._stop_timer()
         self._wake()
         if self._left:
             self._retire()
@@ -279,14 +286,13 @@ class HTTPConnection(asyncio.Protocol):
         """Rest, or close: only now, since the next `ask` takes away what the last one still had to read."""
         assert self._transport is not None
         if self._keep and not self._transport.is_closing():
-            self._timer = self._loop.call_later(self._rest, self.close)
+            self._until = self._loop.time() + self._rest
             self._rested(self)
         else:
             self.close()
 
     def close(self) -> None:
         """Close a connection that rests."""
-        self._stop_timer()
         if self._transport is not None:
             self._transport.abort()
 
@@ -308,16 +314,3 @@ class HTTPConnection(asyncio.Protocol):
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
-
-    def _watch(self) -> None:
-        left = self._heard_at + self._silence - self._loop.time()
-        if left > 0:
-            # Set anew for the time that is left, and not at every read.
-            self._timer = self._loop.call_later(left, self._watch)
-        else:
-            self._fail(TimeoutError())
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None

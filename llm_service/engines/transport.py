@@ -33,6 +33,8 @@ QUICK_SECONDS = 5.0
 # uvicorn, and so vLLM, closes a connection after 5 s without a request. Giving it up before that keeps
 # a request from meeting a connection that is just being closed.
 _REST_SECONDS = 4.0
+# Between two looks at the connections, or less where the longest silence is shorter: they are given up late by that.
+_LOOK_EVERY = 0.5
 # A connection that breaks later than this after a request was not just being closed: the request may be what broke it.
 _CLOSING_SECONDS = 1.0
 
@@ -142,6 +144,7 @@ class EngineClient:
         self._refuse = refuse
         self._resting: list[HTTPConnection] = []
         self._connections: set[HTTPConnection] = set()
+        self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         with translating(engine):
             self._url = httpx.URL(base_url)
@@ -246,7 +249,20 @@ class EngineClient:
             connection.abort()
             raise self._stopping()
         self._connections.add(connection)
+        if self._timer is None:
+            self._look_later()
         return connection
+
+    def _look_later(self) -> None:
+        interval = min(_LOOK_EVERY, self._read_timeout / 4)
+        self._timer = asyncio.get_running_loop().call_later(interval, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        for connection in tuple(self._connections):
+            connection.look()
+        if self._connections:
+            self._look_later()
 
     def _new_connection(self) -> HTTPConnection:
         return HTTPConnection(
