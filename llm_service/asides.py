@@ -6,9 +6,9 @@ from collections.abc import Callable, Coroutine
 import structlog
 
 from llm_service.effects import Condense
-from llm_service.engines.base import Engine
+from llm_service.engines.base import Engine, timed
 from llm_service.errors import FastTalkError
-from llm_service.generation import Delta, GenerationRequest, timed
+from llm_service.generation import Delta, GenerationRequest
 from llm_service.idle_work import IdleWork, Preempted
 from llm_service.metrics import AsideKind, Metrics
 

@@ -4,7 +4,6 @@ Instances are made once a token, hence msgspec structs: a fifth of the cost of a
 """
 
 from collections.abc import Callable
-from time import monotonic
 from typing import Any, Literal
 
 import msgspec
@@ -111,14 +110,3 @@ class Sink(msgspec.Struct):
 
     take: TakeDelta
     times: list[float]
-
-
-def timed(take: TakeDelta) -> Sink:
-    """Return the sink of a `take` that keeps no times itself."""
-    times: list[float] = []
-
-    def timing(delta: Delta) -> None:
-        times.append(monotonic())
-        take(delta)
-
-    return Sink(timing, times)

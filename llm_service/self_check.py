@@ -9,8 +9,9 @@ from rich.text import Text
 
 from llm_service.config import Settings
 from llm_service.engines import OpenedEngine, open_engine
+from llm_service.engines.base import timed
 from llm_service.errors import FastTalkError
-from llm_service.generation import Delta, GenerationRequest, Message, SamplingParams, timed
+from llm_service.generation import Delta, GenerationRequest, Message, SamplingParams
 
 QUESTION = "Say hello in one short sentence."
 MAX_TOKENS = 24

@@ -1,8 +1,9 @@
 """What every engine can do."""
 
+from time import monotonic
 from typing import Protocol
 
-from llm_service.generation import Finish, GenerationRequest, Sink
+from llm_service.generation import Delta, Finish, GenerationRequest, Sink, TakeDelta
 
 
 class Engine(Protocol):
@@ -51,3 +52,14 @@ class Engine(Protocol):
     async def aclose(self) -> None:
         """Release connections and memory. A second call does nothing."""
         ...
+
+
+def timed(take: TakeDelta) -> Sink:
+    """Return the sink of a `take` that keeps no times itself."""
+    times: list[float] = []
+
+    def timing(delta: Delta) -> None:
+        times.append(monotonic())
+        take(delta)
+
+    return Sink(timing, times)

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 
-from llm_service.engines.base import Engine
-from llm_service.generation import Delta, Finish, GenerationRequest, Message, SamplingParams, Tool, ToolCall, timed
+from llm_service.engines.base import Engine, timed
+from llm_service.generation import Delta, Finish, GenerationRequest, Message, SamplingParams, Tool, ToolCall
 
 SECRET = "xyzzy-nobody-may-see-this"
 WEATHER = Tool(

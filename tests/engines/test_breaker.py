@@ -7,6 +7,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from llm_service.engines.base import timed
 from llm_service.engines.breaker import FIRST_REST, LEAST_CALLS, LONGEST_REST, WINDOW, Breaker, BreakerEngine
 from llm_service.engines.scripted import Fault, ScriptedEngine
 from llm_service.errors import (
@@ -19,7 +20,7 @@ from llm_service.errors import (
     GenerationFailed,
     ModelNotFound,
 )
-from llm_service.generation import Delta, timed
+from llm_service.generation import Delta
 from tests.engines.requests import a_request
 
 DOWN = EngineUnreachable("down")

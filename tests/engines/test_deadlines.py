@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
+from llm_service.engines.base import timed
 from llm_service.engines.deadlines import DeadlineEngine, Deadlines
 from llm_service.engines.scripted import Fault, ScriptedEngine
 from llm_service.errors import EngineError, FirstTokenTimeout, GenerationFailed, ResponseTimeout, StreamStalled
-from llm_service.generation import timed
 from tests.engines.requests import a_request
 
 LONG = 60.0

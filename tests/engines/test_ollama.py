@@ -10,6 +10,7 @@ import ollama
 import psutil
 import pytest
 
+from llm_service.engines.base import timed
 from llm_service.engines.ollama import OllamaEngine, PullProgress
 from llm_service.errors import (
     ContextOverflow,
@@ -21,7 +22,7 @@ from llm_service.errors import (
     GenerationFailed,
     ModelNotFound,
 )
-from llm_service.generation import Delta, Finish, GenerationRequest, ToolCall, Usage, timed
+from llm_service.generation import Delta, Finish, GenerationRequest, ToolCall, Usage
 from tests.engines.fake_server import Exchange, FakeServer
 from tests.engines.requests import SECRET, WEATHER, a_request, a_tool_turn, collect, stream
 from tests.real_engines import OllamaServer

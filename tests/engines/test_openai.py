@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from llm_service.engines import transport
+from llm_service.engines.base import timed
 from llm_service.engines.openai import OpenAIEngine
 from llm_service.errors import (
     ConfigurationError,
@@ -20,7 +21,7 @@ from llm_service.errors import (
     GenerationFailed,
     ModelNotFound,
 )
-from llm_service.generation import Delta, Finish, ToolCall, Usage, timed
+from llm_service.generation import Delta, Finish, ToolCall, Usage
 from tests.engines.fake_server import Exchange, FakeServer
 from tests.engines.requests import SECRET, WEATHER, a_request, a_tool_turn, collect, stream
 

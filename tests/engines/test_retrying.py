@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import pytest
 
+from llm_service.engines.base import timed
 from llm_service.engines.retrying import RetryingEngine
 from llm_service.engines.scripted import Fault, ScriptedEngine
 from llm_service.errors import (
@@ -17,7 +18,6 @@ from llm_service.errors import (
     FastTalkError,
     GenerationFailed,
 )
-from llm_service.generation import timed
 from tests.engines.requests import a_request
 
 WORDS = ["a ", "b ", "c "]

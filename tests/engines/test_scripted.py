@@ -7,9 +7,10 @@ from contextlib import aclosing
 import msgspec
 import pytest
 
+from llm_service.engines.base import timed
 from llm_service.engines.scripted import Fault, ScriptedEngine, default_answer
 from llm_service.errors import EngineUnreachable, GenerationFailed, ModelNotFound
-from llm_service.generation import Delta, Finish, Message, ToolCall, Usage, timed
+from llm_service.generation import Delta, Finish, Message, ToolCall, Usage
 from tests.engines.requests import WEATHER, a_request, a_tool_turn, collect, stream
 
 FAST = 1_000_000.0
