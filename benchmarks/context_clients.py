@@ -116,9 +116,9 @@ class Proxy:
 def _forward(source: socket.socket, to: socket.socket, seen: Callable[[bytes], None]) -> None:
     with contextlib.suppress(OSError):
         while data := source.recv(65_536):
-            # First on its way, then looked at: the clock runs.
-            to.sendall(data)
+            # Looked at first, which takes microseconds: whoever has got it may ask at once what was in it.
             seen(data)
+            to.sendall(data)
     with contextlib.suppress(OSError):
         to.shutdown(socket.SHUT_WR)
 
