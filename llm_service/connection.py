@@ -341,17 +341,15 @@ class Connection:
         return last.answer if last is not None else ""
 
     async def _stream(self, effect: Generate) -> Finish:
-        measured = self._metrics.for_engine(self._engine.name, effect.request.model)
-        self._idle_work.begin_turn()
         try:
-            with ResponseMeter(measured) as meter:
+            measured = self._metrics.for_engine(self._engine.name, effect.request.model)
+            with self._idle_work.turn(), ResponseMeter(measured) as meter:
                 self._meter = meter
                 take = self._session.taker(effect.response, self._outbox.put, monotonic, meter.times)
                 finish = await self._engine.generate(effect.request, Sink(take, meter.times))
                 meter.finished(finish.usage)
         finally:
             self._meter = None
-            self._idle_work.end_turn()
         return finish
 
     def _flushed(self) -> None:

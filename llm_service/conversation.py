@@ -378,8 +378,6 @@ class Conversation:
     def _open_size(self) -> tuple[int, int]:
         """Return what the open turn has, tools included: likely, and at most."""
         turn = self._opened()
-        if not turn.steps:
-            return turn.tokens, turn.most
         steps = [self._step_size(step) for step in turn.steps]
         return turn.tokens + sum(likely for likely, _ in steps), turn.most + sum(most for _, most in steps)
 

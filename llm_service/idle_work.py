@@ -5,8 +5,8 @@ busy with it would let a user wait.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -33,17 +33,18 @@ class IdleWork:
         """Whether neither a turn is being answered nor a job is done."""
         return not self._turns and self._job is None
 
-    def begin_turn(self) -> None:
-        """Stop a job: a turn is being answered from now on. `end_turn` must follow."""
+    @contextmanager
+    def turn(self) -> Generator[None, None, None]:
+        """Stand around the answering of a turn."""
         self._turns += 1
         self._free.clear()
         if self._job is not None:
             self._job.cancel()
-
-    def end_turn(self) -> None:
-        """Take note that a turn is not being answered any more."""
-        self._turns -= 1
-        self._look()
+        try:
+            yield
+        finally:
+            self._turns -= 1
+            self._look()
 
     async def run(self, work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
         """Wait for idle time, then do the work. Cancelling this stops it.

@@ -52,8 +52,7 @@ class Turn:
     @property
     def messages(self) -> int:
         """How many messages of the history it is."""
-        said = 2 if self.answer else 1
-        return said + sum(1 + len(step.calls) for step in self.steps) if self.steps else said
+        return 1 + bool(self.answer) + sum(1 + len(step.calls) for step in self.steps)
 
     @property
     def answered(self) -> bool:
@@ -64,7 +63,7 @@ class Turn:
     def bytes(self) -> int:
         """Its text in UTF-8, tools included."""
         size = len(self.user.encode()) + len(self.answer.encode())
-        return size + sum(len(step.sent.encode()) for step in self.steps) if self.steps else size
+        return size + sum(len(step.sent.encode()) for step in self.steps)
 
     @property
     def slack(self) -> int:

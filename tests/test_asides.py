@@ -10,7 +10,6 @@ from llm_service.generation import Delta, Finish, GenerationRequest, Message, Sa
 from llm_service.idle_work import IdleWork
 from llm_service.metrics import Metrics
 from llm_service.summary import Condensation
-from tests.idle import answering
 
 
 def _request(text: str) -> GenerationRequest:
@@ -99,7 +98,7 @@ async def test_a_turn_of_another_session_comes_first() -> None:
         bench = Bench(tasks, engine)
         bench.asides.condense(_condense("s"), found.append)
         await _soon()
-        with answering(bench.idle):
+        with bench.idle.turn():
             await _soon()
             assert 1 == engine.stopped
             engine.go_on.set()
@@ -143,7 +142,7 @@ async def test_nothing_is_begun_after_a_stop() -> None:
         bench = Bench(tasks, engine)
         bench.asides.condense(_condense("s"), found.append)
         await _soon()
-        with answering(bench.idle):
+        with bench.idle.turn():
             while not engine.stopped:
                 await asyncio.sleep(0)
             bench.asides.stop()

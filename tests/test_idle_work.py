@@ -3,7 +3,6 @@ import asyncio
 import pytest
 
 from llm_service.idle_work import IdleWork, Preempted
-from tests.idle import answering
 
 
 class Job:
@@ -30,10 +29,10 @@ async def test_work_is_done_when_no_turn_runs() -> None:
     job.go_on.set()
     assert "done" == await idle.run(job.run)
     job.begun.clear()
-    with answering(idle):
+    with idle.turn():
         waiting = asyncio.create_task(idle.run(job.run))
         await asyncio.sleep(0)
-        with answering(idle):
+        with idle.turn():
             assert not idle.idle
         await asyncio.sleep(0)
         assert not job.begun.is_set()
@@ -46,7 +45,7 @@ async def test_a_turn_stops_the_work() -> None:
     idle, job = IdleWork(), Job()
     running = asyncio.create_task(idle.run(job.run))
     await job.begun.wait()
-    with answering(idle):
+    with idle.turn():
         with pytest.raises(Preempted):
             await running
         assert job.stopped
@@ -87,7 +86,7 @@ async def test_a_cancelled_owner_is_not_told_of_a_turn() -> None:
     idle, job = IdleWork(), Job()
     running = asyncio.create_task(idle.run(job.run))
     await job.begun.wait()
-    with answering(idle):
+    with idle.turn():
         while not job.stopped:
             await asyncio.sleep(0)
         running.cancel()
@@ -105,7 +104,7 @@ async def test_an_owner_cancelled_with_the_work() -> None:
         await job.begun.wait()
         if not turn_first:
             running.cancel()
-        with answering(idle):
+        with idle.turn():
             running.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await running
