@@ -59,16 +59,11 @@ async def _generate(opened: OpenedEngine) -> str | None:
         context_window=opened.context_window,
     )
     started = monotonic()
-    first: float | None = None
-    text = ""
-
-    def take(delta: Delta) -> None:
-        nonlocal first, text
-        first = first or monotonic()
-        text += delta.text
-
-    usage = (await opened.engine.generate(request, timed(take))).usage
-    if first is None:
+    deltas: list[Delta] = []
+    sink = timed(deltas.append)
+    usage = (await opened.engine.generate(request, sink)).usage
+    if not deltas:
         return None
+    text = "".join(delta.text for delta in deltas).strip()
     tokens = 0 if usage is None else usage.completion_tokens
-    return f"{text.strip()!r} ({tokens} tokens, the first after {first - started:.2f} s)"
+    return f"{text!r} ({tokens} tokens, the first after {sink.times[0] - started:.2f} s)"
