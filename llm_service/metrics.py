@@ -7,7 +7,6 @@ models is there from the start, at 0, so that a rate is right from the first eve
 
 from bisect import bisect_left
 from collections import Counter as Tally
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import repeat
@@ -96,15 +95,14 @@ class ResponseMetrics:
         self._tokens = tokens
         self._running = running
         self.running = 0
-        self.ended: deque[Measured] = deque()
+        self.ended: list[Measured] = []
 
     def settle(self) -> None:
         """Bring the collectors up to now."""
         self._running.set(self.running)
         tokens: Tally[TokenType] = Tally()
         gaps: list[float] = []
-        while self.ended:  # it may grow meanwhile: a scrape comes from another thread
-            response = self.ended.popleft()
+        for response in self.ended:
             self._durations[response.outcome].observe(response.ended - response.started)
             if response.cancel_to_idle is not None:
                 self._cancel_to_idle.observe(response.cancel_to_idle)
@@ -112,6 +110,7 @@ class ResponseMetrics:
                 self._first_token.observe(response.times[0] - response.started)
                 gaps.extend(map(sub, response.times[1:], response.times))
             tokens.update(response.tokens)
+        self.ended.clear()
         if gaps:
             found = Tally(map(bisect_left, repeat(INTER_TOKEN_BUCKETS), gaps))
             self._inter_token.observe_many([found[bucket] for bucket in range(len(INTER_TOKEN_BUCKETS) + 1)], sum(gaps))
