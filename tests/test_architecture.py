@@ -39,6 +39,7 @@ LEVELS = {
     "engines.http1": 1,
     "engines.transport": 1,
     "engines.refusals": 1,
+    "engines.rounds": 1,
     "engines.model_files": 1,
     "session_defaults": 2,
     "condenser": 2,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from time import monotonic
 
 from llm_service.engines.base import Engine
+from llm_service.engines.rounds import Rounds
 from llm_service.engines.wrapper import EngineWrapper
 from llm_service.errors import EngineError, FirstTokenTimeout, ResponseTimeout, StreamStalled
 from llm_service.generation import Finish, GenerationRequest, Sink
@@ -49,16 +50,13 @@ class Deadlines:
 
 
 class DeadlineEngine(EngineWrapper):
-    """An engine whose answers keep their deadlines or fail.
-
-    One timer looks after all answers that run: a timer for each would be made and cancelled at every turn.
-    """
+    """An engine whose answers keep their deadlines or fail."""
 
     def __init__(self, engine: Engine, deadlines: Deadlines) -> None:
         super().__init__(engine)
         self._deadlines = deadlines
         self._running: set[_Answer] = set()
-        self._timer: asyncio.TimerHandle | None = None
+        self._rounds = Rounds(self._look, every=min(LOOK_EVERY, deadlines.shortest / 4))
 
     async def generate(self, request: GenerationRequest, sink: Sink) -> Finish:
         """Hand the answer to `sink`, as the engine does.
@@ -70,8 +68,7 @@ class DeadlineEngine(EngineWrapper):
         """
         answer = _Answer(sink.times)
         self._running.add(answer)
-        if self._timer is None:
-            self._look_later()
+        self._rounds.begin()
         try:
             async with answer.limit:
                 return await self._engine.generate(request, sink)
@@ -82,20 +79,14 @@ class DeadlineEngine(EngineWrapper):
         finally:
             self._running.discard(answer)
 
-    def _look_later(self) -> None:
-        interval = min(LOOK_EVERY, self._deadlines.shortest / 4)
-        self._timer = asyncio.get_running_loop().call_later(interval, self._look)
-
-    def _look(self) -> None:
-        self._timer = None
+    def _look(self) -> bool:
         now = monotonic()
         for answer in self._running:
             if answer.missed is None:
                 answer.missed = self._deadlines.missed(now, answer.begun, answer.times[-1] if answer.times else None)
                 if answer.missed is not None:
                     answer.limit.reschedule(asyncio.get_running_loop().time())
-        if self._running:
-            self._look_later()
+        return bool(self._running)
 
 
 class _Answer:

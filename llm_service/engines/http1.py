@@ -44,7 +44,7 @@ class HTTPConnection(asyncio.Protocol):
 
     Times are in seconds: `silence` is the longest one within an exchange, `rest` how long a connection waits
     for its next. `rested` is called when it can serve again, `lost` when it never will. Its owner calls `look` from
-    time to time: timers of its own would be made and cancelled at every exchange.
+    time to time.
     """
 
     __slots__ = (

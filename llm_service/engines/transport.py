@@ -17,6 +17,7 @@ import httpx
 
 from llm_service.engines.http1 import Answer, BodyCutOff, HTTPConnection, InvalidHTTP, TakeBytes
 from llm_service.engines.refusals import Refusal, error_fields, retry_after
+from llm_service.engines.rounds import Rounds
 from llm_service.errors import (
     EngineError,
     EngineRejected,
@@ -144,7 +145,7 @@ class EngineClient:
         self._refuse = refuse
         self._resting: list[HTTPConnection] = []
         self._connections: set[HTTPConnection] = set()
-        self._timer: asyncio.TimerHandle | None = None
+        self._rounds = Rounds(self._look, every=min(_LOOK_EVERY, read_timeout / 4))
         self._closed = False
         with translating(engine):
             self._url = httpx.URL(base_url)
@@ -249,20 +250,13 @@ class EngineClient:
             connection.abort()
             raise self._stopping()
         self._connections.add(connection)
-        if self._timer is None:
-            self._look_later()
+        self._rounds.begin()
         return connection
 
-    def _look_later(self) -> None:
-        interval = min(_LOOK_EVERY, self._read_timeout / 4)
-        self._timer = asyncio.get_running_loop().call_later(interval, self._look)
-
-    def _look(self) -> None:
-        self._timer = None
+    def _look(self) -> bool:
         for connection in tuple(self._connections):
             connection.look()
-        if self._connections:
-            self._look_later()
+        return bool(self._connections)
 
     def _new_connection(self) -> HTTPConnection:
         return HTTPConnection(

@@ -30,9 +30,10 @@ async def said(engine: DeadlineEngine) -> str:
 
 
 async def test_an_answer_in_time_is_not_touched() -> None:
-    """The text is the engine's, and no timer is left."""
+    """The text is the engine's, and nothing is looked after any more."""
     _, engine = engines()
     assert "a " * 6 == await said(engine)
+    assert set() == engine._running
 
 
 @pytest.mark.parametrize(
