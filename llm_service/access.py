@@ -30,6 +30,10 @@ class AccessPolicy:
     def needs_key(self) -> bool:
         return bool(self._digests)
 
+    def digest(self, key: str | None) -> str:
+        """Return what stands for a key with the sessions it opened; "" where no key is asked for."""
+        return _digest(key).hex() if self._digests and key else ""
+
     def allows_origin(self, origins: Sequence[str]) -> bool:
         """Whether a handshake with these Origin headers may go on: none at all, or one that is allowed."""
         if not origins:

@@ -15,16 +15,18 @@ from llm_service.metrics import AsideKind, Metrics
 # Times that a summary is begun anew because a turn came in between or the engine failed.
 CONDENSE_TRIES = 3
 
+Spawn = Callable[[Coroutine[None, None, None]], asyncio.Task[None]]
+
 _log = structlog.get_logger(__name__)
 
 
 class Asides:
-    """Runs them as tasks of `tasks`, in the engine's idle time; `stop` must come last before that group ends."""
+    """Runs them as tasks that `spawn` makes, in the engine's idle time; `stop` must come last before those end."""
 
-    __slots__ = ("_chores", "_engine", "_idle_work", "_metrics", "_stops", "_tasks", "_to_warm", "_warming")
+    __slots__ = ("_chores", "_engine", "_idle_work", "_metrics", "_spawn", "_stops", "_to_warm", "_warming")
 
-    def __init__(self, tasks: asyncio.TaskGroup, engine: Engine, idle_work: IdleWork, metrics: Metrics) -> None:
-        self._tasks = tasks
+    def __init__(self, spawn: Spawn, engine: Engine, idle_work: IdleWork, metrics: Metrics) -> None:
+        self._spawn = spawn
         self._engine = engine
         self._idle_work = idle_work
         self._metrics = metrics
@@ -59,7 +61,7 @@ class Asides:
             chore.cancel()
 
     def _start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        task = self._tasks.create_task(work)
+        task = self._spawn(work)
         self._chores.add(task)
         task.add_done_callback(self._chores.discard)
         return task

@@ -136,6 +136,18 @@ class Settings(BaseSettings):
         False, description="let partial_message warm the engine's prompt cache in sessions that do not choose"
     )
     tool_timeout: Seconds = Field(60.0, description="seconds a client may take for the results of tool calls")
+    resume_window: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = Field(
+        120.0, description="seconds in which a client that lost its connection gets what it missed; 0: never"
+    )
+    resume_generate: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = Field(
+        15.0, description="seconds a response goes on without its client; one that says goodbye stops it at once"
+    )
+    resume_buffer_bytes: int = Field(
+        262_144, ge=4096, le=67_108_864, description="newest events of a session that are kept for its client to miss"
+    )
+    max_resting_sessions: int = Field(
+        1000, ge=1, le=1_000_000, description="sessions without a connection in memory, per worker"
+    )
     max_queued_messages: int = Field(8, ge=1, le=1000, description="user messages that wait under on_busy=queue")
     greeting_delay_ms: int = Field(
         250, ge=0, le=60_000, description="how long a client may be silent before session_started is said to it"

@@ -1,48 +1,38 @@
-"""One WebSocket: its reader and the response that runs, in one TaskGroup.
+"""One WebSocket: reads what the client says, and writes what its session says.
 
-    client ──frames──▶ reader ──▶ session (decides) ──effects──▶ outbox ──frames──▶ client
-                                     ▲                     │
-                                     └── deltas ── engine ◀── responder
-
-The reader never waits for the engine, so that `cancel` is read while tokens flow. Cancelling the responder's
-task ends the generation, and with it the HTTP stream behind it.
+The reader never waits for the engine, so that `cancel` is read while tokens flow. The session outlives the
+connection: its client may come back on another one, and go on from the event it saw last.
 """
 
 import asyncio
 import contextlib
 import contextvars
-from collections.abc import Callable, Coroutine, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from time import monotonic
 
 import structlog
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from llm_service import events
-from llm_service.asides import Asides
 from llm_service.close_codes import CloseCode
-from llm_service.effects import Condense, Count, Dropped, Effect, Generate, Send, Stop, StopAsides, Warm
-from llm_service.engines.base import Engine
+from llm_service.effects import Effect
 from llm_service.errors import (
     ClientError,
     FastTalkError,
-    InternalError,
     NoFirstMessage,
+    QueueFull,
     ShuttingDown,
     TooManyInvalidMessages,
     Unauthorized,
     UnsupportedFrame,
 )
 from llm_service.events import ClientMessage, StartSession
-from llm_service.generation import Finish, Sink
-from llm_service.idle_work import IdleWork
-from llm_service.metering import ResponseMeter
+from llm_service.live_session import LiveSession
 from llm_service.metrics import Metrics
-from llm_service.outbox import Outbox
 from llm_service.parsing import parse
+from llm_service.resumption import Resumption
 from llm_service.session import Session
-from llm_service.session_manager import SessionManager
 from llm_service.wire import Wire
 
 STOPPING = "the service stops; send the message again, elsewhere"
@@ -50,6 +40,10 @@ STOPPING = "the service stops; send the message again, elsewhere"
 GREETING_GRACE = 0.01
 # Seconds a slow client gets to take the closing frame before its TCP connection is dropped.
 CLOSE_GRACE = 0.5
+# Messages that wait while a session is fetched.
+MAX_HELD = 16
+# Codes of clients that said goodbye; RFC 6455, section 7.4.1: 1005 stands for a closing frame without one.
+GOODBYES = frozenset({1000, 1001, 1005})
 
 _log = structlog.get_logger(__name__)
 
@@ -61,141 +55,186 @@ class ConnectionLimits:
     greeting_delay: float
     first_message_timeout: float
     send_timeout: float
-    max_pending_bytes: int
+    session_timeout: float
     max_invalid_messages: int
 
 
 class Connection:
-    """Runs one session over one accepted WebSocket.
+    """Serves one accepted WebSocket, with a session of its own until its client asks for another.
 
     `accepts_key` is None for a client that needs no key or brought it in the handshake; otherwise its first
-    message must bring one that this callable takes. `note_error` hears of every error the client is told of.
+    message must bring one that this callable takes, and `digest` makes of it what sessions are kept with.
     """
 
     def __init__(
         self,
         socket: WebSocket,
         wire: Wire,
-        session: Session,
-        engine: Engine,
-        manager: SessionManager,
+        live: LiveSession,
+        resumption: Resumption,
         limits: ConnectionLimits,
         metrics: Metrics,
-        idle_work: IdleWork,
         *,
         accepts_key: Callable[[str | None], bool] | None,
-        note_error: Callable[[events.ErrorBody], None],
+        digest: Callable[[str | None], str],
     ) -> None:
         self._socket = socket
         self._wire = wire
-        self._session = session
-        self._engine = engine
-        self._manager = manager
+        self._live = live
+        self._resumption = resumption
         self._limits = limits
         self._metrics = metrics
-        self._idle_work = idle_work
         self._accepts_key = accepts_key
-        self._note_error = note_error
-        self._outbox = Outbox(wire.write, self._flushed, max_bytes=limits.max_pending_bytes)
+        self._digest = digest
         self._closing: tuple[int, str] | None = None
         # Done when all is written after `close`, or with the error that taking a message ran into.
         self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._log = _log.bind()  # the module's own is made anew for every line, heard or not
         self._opened_at = monotonic()
         self._heard = False
         self._invalid_in_a_row = 0
         self._draining = False
         self._over = False  # the client has gone, or is being sent away: nothing more is taken from it
-        self._tasks: asyncio.TaskGroup | None = None
-        self._responder: asyncio.Task[None] | None = None
-        self._one_at_a_time = asyncio.Lock()
+        self._said_goodbye = False
         self._greeting: asyncio.TimerHandle | None = None
+        self._greeted = False
         self._cut_at: float | None = None
-        self._meter: ResponseMeter | None = None
+        self._fetching: asyncio.Task[None] | None = None
+        self._held: deque[ClientMessage] = deque()  # what the client said while its session is fetched
+        live.attach(self)
 
     def __repr__(self) -> str:
-        return f"<Connection: {self._session!r}, {self._outbox!r}>"
+        return f"<Connection: {self._live!r}>"
 
     @property
     def session(self) -> Session:
-        return self._session
+        return self._live.session
+
+    @property
+    def live(self) -> LiveSession:
+        """The session it serves, at work."""
+        return self._live
 
     async def run(self) -> None:
-        """Serve the client until it leaves or is cut off; no task outlives this call."""
+        """Serve the client until it leaves or is cut off; then the session is alone."""
         try:
-            with structlog.contextvars.bound_contextvars(session_id=self._session.id):
-                async with asyncio.TaskGroup() as tasks:
-                    self._tasks = tasks
-                    self._asides = Asides(tasks, self._engine, self._idle_work, self._metrics)
-                    # What reads for us runs outside of our tasks, and logs in this context all the same.
-                    self._context = contextvars.copy_context()
-                    self._wire.listen(self._outbox.pause, self._outbox.resume, self._take_text)
-                    reader = tasks.create_task(self._read())
+            with structlog.contextvars.bound_contextvars(session_id=self.session.id):
+                # What reads for us runs outside of our task, and logs in this context all the same.
+                self._context = contextvars.copy_context()
+                self._wire.listen(self._pause, self._resume, self._take_text)
+                reader = asyncio.create_task(self._read())
+                try:
                     if self._accepts_key is None:
                         loop = asyncio.get_running_loop()
                         self._greeting = loop.call_later(self._limits.greeting_delay, self._greet_soon)
                     await asyncio.wait({reader, self._end}, return_when=asyncio.FIRST_COMPLETED)
-                    self._over = True
-                    self._carry_out(self._session.disconnect())
-                    self._asides.stop()
+                    self._leave()
                     if self._end.done():
                         self._end.result()
                     if self._closing is not None and not reader.done():
                         await self._close_socket(*self._closing)
+                finally:
                     reader.cancel()
+                    await asyncio.gather(reader, *filter(None, [self._fetching]), return_exceptions=True)
         finally:
-            self._session.counters.messages_sent = self._outbox.written
+            self._leave()
             if self._greeting is not None:
                 self._greeting.cancel()
 
     def watch(self, now: float) -> None:
         """Cut the connection off if the client is too slow, silent or gone; called a few times a second."""
-        limits = self._limits
-        self._session.counters.messages_sent = self._outbox.written
+        limits, outbox, session = self._limits, self._live.outbox, self.session
         if self._cut_at is not None:
             if now - self._cut_at > CLOSE_GRACE:
                 self._wire.abort()
-        elif self._outbox.overfull or self._outbox.stalled_seconds(now) > limits.send_timeout:
+        elif self._over:
+            return
+        elif outbox.overfull or outbox.stalled_seconds(now) > limits.send_timeout:
             self._cut_off(now)
         elif not self._heard and now - self._opened_at > limits.first_message_timeout:
             error = NoFirstMessage(
                 f"no message came within {limits.first_message_timeout:g} seconds; connect again and begin with "
                 "start_session"
             )
-            self._carry_out(self._session.tell(error))
+            self._carry_out(session.tell(error))
             self._close(CloseCode.STALE, "no message in time")
-        elif self._heard and self._manager.expired(self._session, now):
-            self._carry_out(self._session.expire(now))
+        elif self._heard and session.idle_seconds(now) > limits.session_timeout:
+            self._carry_out(session.expire(now))
             self._close(CloseCode.EXPIRED, "session expired")
-        elif self._session.running is not None:
-            self._carry_out(self._session.overdue(now))
+        elif session.running is not None:
+            self._live.watch(now)
         elif self._draining:
             self._close(CloseCode.SHUTDOWN, "shutting down")
+        self._live.count_sent()
 
     def shut_down(self) -> None:
         """End what still runs when the drain is over, and say so: connect again, elsewhere."""
-        self._carry_out(self._session.abort(ShuttingDown(STOPPING)))
+        self._carry_out(self.session.abort(ShuttingDown(STOPPING)))
         self._close(CloseCode.SHUTDOWN, "shutting down")
 
     def drain(self) -> None:
         """Let the running response finish, then close with 3001: connect again, elsewhere."""
         self._draining = True
-        self._carry_out(self._session.drain(ShuttingDown(STOPPING)))
+        self._carry_out(self.session.drain(ShuttingDown(STOPPING)))
         self.watch(monotonic())
+
+    # What its session asks of it
+
+    def write(self, frame: bytes) -> None:
+        """Write the text of a frame."""
+        self._wire.write(frame)
+
+    def flushed(self) -> None:
+        """Take note that all is written after the last word."""
+        if not self._end.done():
+            self._end.set_result(None)
+
+    def displaced(self) -> None:
+        """Leave the session to a newer connection of its client."""
+        self._over = True
+        self._closing = self._closing or (CloseCode.STALE, "resumed on another connection")
+        self.flushed()
+
+    def broke(self, error: BaseException) -> None:
+        """End by an error of ours, which is no answer to anybody."""
+        if not self._end.done():
+            self._end.set_exception(error)
+
+    # The end
 
     def _cut_off(self, now: float) -> None:
         """Give up a client that does not read; the closing frame reaches it if it still reads a little."""
-        _log.warning("slow_client", session_id=self._session.id, unread=self._outbox.pending_bytes)
+        _log.warning("slow_client", session_id=self.session.id, unread=self._live.outbox.pending_bytes)
         self._metrics.slow_clients.inc()
         self._cut_at = now
-        self._carry_out(self._session.disconnect())
         self._closing = self._closing or (CloseCode.SLOW_CLIENT, "slow client")
-        self._outbox.cut()
+        self._leave()
+        self.flushed()
 
     def _close(self, code: CloseCode, reason: str) -> None:
         """Write what waits, then close the connection. Only the first call counts."""
         self._closing = self._closing or (code, reason)
-        self._outbox.close()
+        self._live.outbox.close()
+
+    def _leave(self) -> None:
+        """Let the session go on alone: its client may come back for it. Only the first call counts."""
+        self._over = True
+        if self._live.listener is self:
+            self._live.detach()
+            self._resumption.rest(self._live, monotonic(), goodbye=self._said_goodbye)
+
+    def _pause(self) -> None:
+        if self._live.listener is self:
+            self._live.outbox.pause()
+
+    def _resume(self) -> None:
+        if self._live.listener is self:
+            self._live.outbox.resume()
+
+    async def _close_socket(self, code: int, reason: str) -> None:
+        # A client that left, or broke the protocol, meanwhile is noticed by the reader as well; uvicorn answers the
+        # second with a RuntimeError.
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError):
+            await self._socket.close(code, reason)
 
     # Client to session
 
@@ -203,6 +242,7 @@ class Connection:
         while True:
             message = await self._socket.receive()
             if message["type"] == "websocket.disconnect":
+                self._said_goodbye = message.get("code") in GOODBYES
                 return
             self._take_message(message.get("text"))
 
@@ -211,13 +251,15 @@ class Connection:
         try:
             self._context.run(self._take_message, text)
         except Exception as error:  # noqa: BLE001 - a bug of ours: `run` is to fail, not the server's read
-            if not self._end.done():
-                self._end.set_exception(error)
+            self.broke(error)
 
     def _take_message(self, text: str | None) -> None:
-        if self._outbox.closing or self._over:
+        if self._live.outbox.closing or self._over:
             return
         now = monotonic()
+        if self._live.outbox.overfull:
+            self._cut_off(now)  # answers to what it goes on saying would only add to what waits
+            return
         try:
             if text is None:
                 raise UnsupportedFrame("binary frames are not understood here; send JSON in text frames")
@@ -229,8 +271,12 @@ class Connection:
         self._metrics.count_message(event.type)
         self._heard = True
         self._invalid_in_a_row = 0
-        self._session.counters.messages_sent = self._outbox.written
-        self._carry_out(self._session.receive(event, now))
+        if self._fetching is not None:
+            self._hold(event)
+        elif type(event) is StartSession and event.session_id is not None:
+            self._come_back(event, now)
+        else:
+            self._live.receive(event, now)
 
     def _check_key(self, event: ClientMessage) -> None:
         if self._accepts_key is None:
@@ -243,15 +289,16 @@ class Connection:
                 "a first start_session message"
             )
         self._accepts_key = None
+        self._live.key = self._digest(event.api_key)
 
     def _refuse(self, error: ClientError, now: float) -> None:
-        self._carry_out(self._session.reject(error, now))
+        self._carry_out(self.session.reject(error, now))
         self._invalid_in_a_row += 1
         if isinstance(error, Unauthorized):
             self._close(CloseCode.BAD_KEY, "bad key")
         elif self._invalid_in_a_row >= self._limits.max_invalid_messages:
             last = TooManyInvalidMessages(f"{self._invalid_in_a_row} messages in a row were not understood")
-            self._carry_out(self._session.tell(last))
+            self._carry_out(self.session.tell(last))
             self._close(CloseCode.TOO_MANY_INVALID, "too many invalid messages")
 
     def _greet_soon(self) -> None:
@@ -259,105 +306,61 @@ class Connection:
         self._greeting = asyncio.get_running_loop().call_later(GREETING_GRACE, self._greet)
 
     def _greet(self) -> None:
-        self._carry_out(self._session.greet(monotonic()))
-
-    # Session to client and engine
+        if self._fetching is None and not self._over:
+            effects = self.session.greet(monotonic())
+            self._greeted = self._greeted or bool(effects)
+            self._carry_out(effects)
 
     def _carry_out(self, effects: Sequence[Effect]) -> None:
-        for effect in effects:
-            match effect:
-                case Send(event):
-                    self._send(event)
-                case Generate():
-                    self._start(self._respond(effect))
-                case Count():
-                    self._start(self._count(effect))
-                case Stop():
-                    self._stop_response()
-                case Warm(request):
-                    self._asides.warm(request)
-                case Condense(job):
-                    self._asides.condense(effect, partial(self._session.condensed, job))
-                case StopAsides():
-                    self._asides.stop()
-                case Dropped(tokens):
-                    self._metrics.count_dropped(tokens)
+        self._live.carry_out(effects)
 
-    def _send(self, event: events.ServerEvent) -> None:
-        if isinstance(event, events.SessionStarted):
-            self._metrics.sessions.inc()
-            self._outbox.begin(event)
-            return
-        if isinstance(event, events.Error):
-            self._note_error(event.error)
-        self._outbox.put(event)
+    # Clients that come back
 
-    def _stop_response(self) -> None:
-        if self._meter is not None:
-            self._meter.stopped()
-        self._metrics.cancels.inc()
-        if self._responder is not None:
-            self._responder.cancel()
-
-    def _start(self, work: Coroutine[None, None, None]) -> None:
-        """Work for a turn, which nothing else may hold up."""
-        assert self._tasks is not None
-        self._asides.stop_warming()
-        self._responder = self._tasks.create_task(work)
-
-    async def _count(self, effect: Count) -> None:
-        tokens = await self._engine.count_tokens(effect.model, effect.text)
-        self._carry_out(self._session.counted(effect.response, tokens, monotonic()))
-
-    async def _respond(self, effect: Generate) -> None:
-        session, number = self._session, effect.response
-        try:
-            # The engine is freed of the last response before it is asked for the next.
-            async with self._one_at_a_time:
-                finish = await self._stream(effect)
-        except asyncio.CancelledError:
-            self._log_response(effect, "cancelled", self._last_answer())
-            raise
-        except FastTalkError as error:
-            self._log_response(effect, error.code, "", reason=error.message)
-            effects = session.failed(number, error, monotonic())
-        except Exception:  # noqa: BLE001
-            # The owner of the response: a bug of ours must end it by an error, not by a hung client.
-            _log.exception("response_crashed")
-            crash = InternalError("the service failed; the message was not answered, send it again")
-            effects = session.failed(number, crash, monotonic())
+    def _come_back(self, event: StartSession, now: float) -> None:
+        """Take up the session that the client names: from here, or else from where it rests."""
+        assert event.session_id is not None
+        found = self._resumption.find(event.session_id, self._live.key)
+        if found is not None:
+            self._switch(found, event, now)
         else:
-            effects = session.finished(number, finish, monotonic())
-            self._log_response(effect, finish.reason, "" if finish.tool_calls else self._last_answer())
-        self._carry_out(effects)
+            self._fetching = asyncio.get_running_loop().create_task(self._fetch(event))
 
-    def _log_response(self, effect: Generate, outcome: str, answer: str, **fields: str) -> None:
-        """One line a response; what was said is in it by its length alone, unless LOG_PROMPTS is set."""
-        prompt = effect.request.messages[-1].content
-        self._log.info("response", response=effect.response, outcome=outcome, prompt=prompt, answer=answer, **fields)
-
-    def _last_answer(self) -> str:
-        last = self._session.conversation.last
-        return last.answer if last is not None else ""
-
-    async def _stream(self, effect: Generate) -> Finish:
+    async def _fetch(self, event: StartSession) -> None:
+        assert event.session_id is not None
         try:
-            measured = self._metrics.for_engine(self._engine.name, effect.request.model)
-            with self._idle_work.turn(), ResponseMeter(measured) as meter:
-                self._meter = meter
-                take = self._session.taker(effect.response, self._outbox.put, monotonic, meter.times)
-                finish = await self._engine.generate(effect.request, Sink(take, meter.times))
-                meter.finished(finish.usage)
-        finally:
-            self._meter = None
-        return finish
+            found = await self._resumption.fetch(event.session_id, self._live.key)
+        except FastTalkError as error:
+            self._fetching = None
+            self._carry_out(self.session.tell(error))
+        else:
+            self._fetching = None
+            if self._over:
+                return
+            if found is not None:
+                self._context.run(self._switch, found, event, monotonic())
+            else:
+                self._live.receive(event, monotonic())
+        while self._held and not self._over:
+            self._live.receive(self._held.popleft(), monotonic())
 
-    def _flushed(self) -> None:
-        if not self._end.done():
-            self._end.set_result(None)
+    def _switch(self, found: LiveSession, event: StartSession, now: float) -> None:
+        """Leave the session that this connection began with for another."""
+        error = self._resumption.refusal(event)
+        if error is not None:
+            self._carry_out(self.session.tell(error))
+            return
+        own, self._live = self._live, found
+        if own is not found:
+            own.detach()
+            self._resumption.drop(own, now)
+        self._resumption.resume(found, self, event, now, greeted=self._greeted)
+        structlog.contextvars.bind_contextvars(session_id=found.session.id)
+        if self._draining:
+            self.drain()
 
-    async def _close_socket(self, code: int, reason: str) -> None:
-        # A client that left, or broke the protocol, meanwhile is noticed by the reader as well; uvicorn answers the
-        # second with a RuntimeError.
-        with contextlib.suppress(WebSocketDisconnect, RuntimeError):
-            await self._socket.close(code, reason)
+    def _hold(self, event: ClientMessage) -> None:
+        if len(self._held) >= MAX_HELD:
+            error = QueueFull(f"{MAX_HELD} messages wait already until the session is found; send this one again then")
+            self._carry_out(self.session.tell(error))
+        else:
+            self._held.append(event)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from llm_service.errors import ContextOverflow
 from llm_service.generation import Message, ToolCall, Usage
 from llm_service.history import History
+from llm_service.records import ConversationRecord
 from llm_service.summary import Condensation
 from llm_service.token_estimate import TOKENS_PER_MESSAGE, TokenEstimate, fewest_tokens, most_tokens
 from llm_service.turn import ToolStep, Turn
@@ -302,6 +303,33 @@ class Conversation:
         head = self._head(self._next_system_prompt)
         said = Message("user", self._history.joined(text))
         return (*((Message("system", head),) if head else ()), *self._history.said, said)
+
+    def record(self) -> ConversationRecord:
+        """Return what `restore` takes; an open turn is not in it."""
+        return ConversationRecord(
+            turns=list(self._history.turns),
+            dropped=list(self.dropped),
+            system_prompt=self._system_prompt,
+            schemas=self._schemas,
+            model=self._model,
+            summary=self._summary,
+            system_tokens=self._system_tokens,
+            bytes_per_token=self._ratio.bytes_per_token,
+            dropped_turns=self.dropped_turns,
+            dropped_tokens=self.dropped_tokens,
+        )
+
+    def restore(self, record: ConversationRecord) -> None:
+        """Take up where another conversation left; this one must be new."""
+        self._system_prompt = self._next_system_prompt = record.system_prompt
+        self._schemas = self._next_schemas = record.schemas
+        self._model, self._summary = record.model, record.summary
+        self._system_tokens = record.system_tokens
+        self._ratio.bytes_per_token = self._ratio_before = record.bytes_per_token
+        self.dropped = list(record.dropped)
+        self.dropped_turns, self.dropped_tokens = record.dropped_turns, record.dropped_tokens
+        for turn in record.turns:
+            self._history.append(turn)
 
     def _opened(self) -> Turn:
         if self._open is None:

@@ -1,6 +1,7 @@
 """What is counted of the sessions of one connection."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Self
 
 
 @dataclass(slots=True)
@@ -14,3 +15,9 @@ class Counters:
     generations_cancelled: int = 0
     errors: int = 0
     turns: int = 0
+
+    def since(self, before: Self) -> Self:
+        """Return what was counted since then."""
+        return type(self)(
+            **{field.name: getattr(self, field.name) - getattr(before, field.name) for field in fields(self)}
+        )

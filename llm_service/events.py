@@ -26,15 +26,15 @@ class _ClientModel(BaseModel):
 
 
 class StartSession(_ClientModel):
-    """Start a session, or start it anew: the history is empty afterwards."""
+    """Start a session, or start it anew: the history is empty afterwards. With session_id, take one up again."""
 
     type: Literal["start_session"] = "start_session"
     config: SessionConfig | None = None
     session_id: Annotated[str, Field(max_length=64)] | None = Field(
-        None, description="a session to resume; none outlives its connection yet: the answer says resumed false"
+        None, description="a session to take up again, after its connection was lost"
     )
     last_seq: Annotated[int, Field(ge=0, le=MAX_INTEGER)] | None = Field(
-        None, description="seq of the last event received of it"
+        None, description="seq of the last event received of it: those behind it follow the answer"
     )
     api_key: Annotated[str, Field(max_length=512)] | None = Field(
         None, description="where the service asks for a key and the handshake brought none"
@@ -116,13 +116,19 @@ ClientMessage = StartSession | UserMessage | Cancel | EndSession | UpdateConfig 
 
 
 class _ServerEvent(msgspec.Struct, tag_field="type", omit_defaults=True, kw_only=True):
-    """`seq` numbers the events of a session from 1; the connection sets it as the event goes out."""
+    """`seq` numbers the events of a session from 1, set as the event goes out. The answer to a client that comes back
+    has the number it gave: the events behind that one follow.
+    """
 
-    seq: int = 0
+    seq: int = -1
 
 
 class SessionStarted(_ServerEvent, tag="session_started"):
-    """A session exists. `resumed` is there when the client asked to resume, with the reason if it is false."""
+    """A session exists. `resumed` is there when the client asked to take one up again, with the reason if it is false.
+
+    True: all events behind `last_seq` follow, and numbers go on. False: numbers begin at 1; with the same `session_id`
+    the conversation is kept and only events were lost, with another it is a new one.
+    """
 
     session_id: str
     provider: str

@@ -24,6 +24,7 @@ from llm_service.errors import Category
 Outcome = Literal["finished", "cancelled", "failed"]
 TokenType = Literal["input", "output", "cached"]
 BreakerState = Literal["closed", "half_open", "open"]
+ResumeOutcome = Literal["whole", "gap", "unknown", "failed"]
 AsideKind = Literal["summary", "warm"]
 AsideOutcome = Literal["finished", "failed", "preempted"]
 
@@ -172,6 +173,10 @@ class Metrics:
         """Count a generation that no user waited for."""
         self._asides[kind, outcome].inc()
 
+    def count_resume(self, outcome: ResumeOutcome) -> None:
+        """Count a client that came back: to all it missed, to a gap, to nothing, or to a store that failed."""
+        self._resumes[outcome].inc()
+
     def count_message(self, message_type: str) -> None:
         """Count a message of a client, by the type it names."""
         self._messages.get(message_type, self._messages[OTHER]).inc()
@@ -230,6 +235,7 @@ class Metrics:
             return Gauge(f"fasttalk_{name}", text, labels, registry=registry, multiprocess_mode="livesum")
 
         self.sessions_active = gauge("sessions_active", "Sessions that are kept, with or without a connection")
+        self.sessions_resting = gauge("sessions_resting", "Sessions in memory whose client is not connected")
         self.connections_active = gauge("connections_active", "Open WebSockets")
         self._running = gauge("responses_running", "Responses being generated", ("engine", "model"))
         # Of several workers the least content counts: its clients get errors.
@@ -259,6 +265,8 @@ class Metrics:
             for kind in get_args(AsideKind)
             for outcome in get_args(AsideOutcome)
         }
+        resumes = counter("resumes", "Clients that came back for their session", ("outcome",))
+        self._resumes = {outcome: resumes.labels(outcome) for outcome in get_args(ResumeOutcome)}
         self._retries = counter("retries", "Attempts that failed before the first token and were repeated", ("engine",))
         self._breaker_transitions = counter("breaker_transitions", "States that came to be", ("engine", "state"))
         self.sessions = counter("sessions", "Sessions started")

@@ -1,9 +1,9 @@
-"""Events on their way to one client: bounded and in order.
+"""Events on their way to the client of a session: bounded, numbered and in order.
 
 Putting never waits, so that neither the engine's stream nor the client's next message is held up by a client
-that reads slowly. An event is written from within the call that puts it; while the client takes nothing it
-waits here, and what waits is merged: tokens that follow each other become one token event with the same text.
-What passes the bound ends the connection.
+that reads slowly. An event is written from within the call that puts it; while the client takes nothing, or is not
+there, it waits here, and what waits is merged: tokens that follow each other become one token event with the same
+text. What was written is kept for a while, for a client that comes back and missed it.
 """
 
 from collections import deque
@@ -11,20 +11,22 @@ from collections.abc import Callable
 from time import monotonic
 
 from llm_service.events import ServerEvent, SessionStarted, Thinking, Token, encode
+from llm_service.replay import Replay, ReplayRecord
 
 # Characters of tokens that become one event: clients bound the frames they take, at 1 MiB as a rule.
 MAX_MERGED = 65_536
 # Bytes an event weighs beside its text while it waits.
 _EVENT_OVERHEAD = 64
 # What waits, with what each event weighs, before anything has: an empty deque is 0.7 KiB, and most clients keep up.
-_NOTHING: deque[tuple[ServerEvent, int]] = deque()
+_NOTHING: deque[tuple[ServerEvent | bytes, int]] = deque()
 
 
 class Outbox:
-    """The one gate for all that is written to a client.
+    """The one gate for all that is written to the client of a session.
 
-    `write` writes the text of a frame; `flushed` is called once, when `close` was called and all that was put
-    before is written. `max_bytes` bounds what waits; past it the outbox is `overfull` and takes nothing more.
+    `attach` gives it a client, `detach` takes it away: without one, everything waits. Past `max_bytes` of what waits
+    it is `overfull`: its client is too slow. Past twice as much it is `lost`, and takes nothing more. `replay_bytes`
+    bounds what is kept of what was written.
     """
 
     __slots__ = (
@@ -36,25 +38,27 @@ class Outbox:
         "_paused_since",
         "_pending",
         "_pending_bytes",
+        "_replay",
         "_seq",
         "_write",
         "_written_before",
-        "overfull",
+        "lost",
     )
 
-    def __init__(self, write: Callable[[bytes], None], flushed: Callable[[], None], *, max_bytes: int) -> None:
-        self._write = write
-        self._flushed = flushed
+    def __init__(self, *, max_bytes: int, replay_bytes: int) -> None:
+        self._write: Callable[[bytes], None] = _nowhere
+        self._flushed: Callable[[], None] = _nothing
         self._max_bytes = max_bytes
+        self._replay = Replay(max_bytes=replay_bytes)
         self._pending = _NOTHING
         self._pending_bytes = 0
         self._paused_since: float | None = None
         self._closing = False
         self._finished = False
-        self._direct = True  # not paused, not closing, nothing lost: what is put is written at once
+        self._direct = False  # there is a client, which takes what is put; nothing waits
         self._seq = 0
         self._written_before = 0  # in earlier sessions
-        self.overfull = False
+        self.lost = False
 
     def __repr__(self) -> str:
         return f"<Outbox: {len(self._pending)} events, {self._pending_bytes} bytes, {self._seq} sent>"
@@ -75,6 +79,11 @@ class Outbox:
         return self._pending_bytes
 
     @property
+    def overfull(self) -> bool:
+        """Whether more waits than a client may let wait."""
+        return self._pending_bytes > self._max_bytes
+
+    @property
     def paused(self) -> bool:
         """Whether the client takes nothing for now."""
         return self._paused_since is not None
@@ -84,6 +93,53 @@ class Outbox:
         """Whether the connection is being closed: nothing more is taken."""
         return self._closing
 
+    @property
+    def replay(self) -> Replay:
+        """The events that were written, as far as they are kept."""
+        return self._replay
+
+    def attach(self, write: Callable[[bytes], None], flushed: Callable[[], None]) -> None:
+        """Give it a client; `go_on` sends it what waits.
+
+        `write` writes the text of a frame; `flushed` is called once, when `close` was called and all that was put
+        before is written.
+        """
+        self._write, self._flushed = write, flushed
+        self._paused_since = None
+        self._closing = self._finished = False
+        self._direct = not self._pending and not self.lost
+
+    def detach(self) -> None:
+        """Take its client away: what is put from now on waits for another."""
+        self._write, self._flushed = _nowhere, _nothing
+        self._paused_since = None
+        self._closing = self._direct = False
+        while self._pending and type(self._pending[0][0]) is bytes:
+            self._pop()  # it was missed once, and whoever comes back may have missed it again
+
+    def go_on(self, answer: ServerEvent, missed: list[bytes]) -> None:
+        """Send a client that came back the answer, with the number that is set, then what it missed and what waits."""
+        if self._pending is _NOTHING:
+            self._pending = deque()
+        frames = [encode(answer), *missed]
+        self._pending.extendleft((frame, len(frame)) for frame in reversed(frames))
+        self._pending_bytes += sum(map(len, frames))
+        self.resume()
+
+    def forget(self) -> None:
+        """Forget what waits, and all that was written: nobody gets it any more. Numbers go on."""
+        self._pending.clear()
+        self._pending_bytes = 0
+        self._replay.restore(ReplayRecord(self._seq, []), events=False)
+        self.lost = False
+        self._direct = self._write is not _nowhere and not (self._closing or self.paused)
+
+    def restore(self, record: ReplayRecord, *, events: bool) -> None:
+        """Take up the numbers where another outbox left and, with `events`, what was written."""
+        self._replay.restore(record, events=events)
+        self._seq = record.seq
+        self._written_before = -record.seq
+
     def begin(self, event: SessionStarted) -> None:
         """Put the first event of a session: numbers begin anew with it."""
         if self._direct:
@@ -91,20 +147,24 @@ class Outbox:
         self.put(event)
 
     def put(self, event: ServerEvent) -> None:
-        """Write an event, or queue it while the client takes none.
+        """Write an event, or queue it while the client takes none or is not there.
 
         After `close` it is dropped: the client has been told that it was the end.
         """
         if self._direct:
             self._seq = event.seq = self._seq + 1
-            self._write(encode(event))
-        elif not (self._closing or self.overfull):
+            if type(event) is Token:
+                self._write(encode(event))
+                self._replay.tokens.append(event.data)
+            else:
+                self._write_other(event)
+        elif not (self._closing or self.lost):
             weight = _weight(event)
             if self._pending is _NOTHING:
                 self._pending = deque()
             self._pending.append((event, weight))
             self._pending_bytes += weight
-            self.overfull = self._pending_bytes > self._max_bytes
+            self.lost = self._pending_bytes > 2 * self._max_bytes
 
     def close(self) -> None:
         """Write what waits, and then no more."""
@@ -112,14 +172,6 @@ class Outbox:
         self._direct = False
         if self._paused_since is None:
             self._finish()
-
-    def cut(self) -> None:
-        """Forget what waits and write no more."""
-        self._pending.clear()
-        self._pending_bytes = 0
-        self._closing = True
-        self._direct = False
-        self._finish()
 
     def pause(self) -> None:
         """Take note that the client takes nothing for now."""
@@ -132,21 +184,36 @@ class Outbox:
         self._paused_since = None
         while self._pending:
             event = self._next()
-            if type(event) is SessionStarted:
-                self._restart()
-            self._seq = event.seq = self._seq + 1
-            self._write(encode(event))
+            if type(event) is bytes:
+                self._write(event)
+            else:
+                self._write_numbered(event)  # type: ignore[arg-type]
             if self.paused:  # by what was just written
                 return
         if self._closing:
             self._finish()
         else:
-            self._direct = not self.overfull
+            self._direct = not self.lost
 
     def stalled_seconds(self, now: float) -> float:
         """Return for how long the client has taken nothing of what was written to it."""
         since = self._paused_since
         return 0.0 if since is None else now - since
+
+    def _write_numbered(self, event: ServerEvent) -> None:
+        if type(event) is SessionStarted:
+            self._restart()
+        self._seq = event.seq = self._seq + 1
+        if type(event) is Token:
+            self._write(encode(event))
+            self._replay.tokens.append(event.data)
+        else:
+            self._write_other(event)
+
+    def _write_other(self, event: ServerEvent) -> None:
+        frame = encode(event)
+        self._write(frame)
+        self._replay.add(frame)
 
     def _finish(self) -> None:
         if not self._finished:
@@ -156,8 +223,9 @@ class Outbox:
     def _restart(self) -> None:
         self._written_before += self._seq
         self._seq = 0
+        self._replay.restart()
 
-    def _next(self) -> ServerEvent:
+    def _next(self) -> ServerEvent | bytes:
         event = self._pop()
         if type(event) is Token and self._pending and type(self._pending[0][0]) is Token:
             pieces, length = [event.data], len(event.data)
@@ -169,10 +237,19 @@ class Outbox:
             return Token(data="".join(pieces))
         return event
 
-    def _pop(self) -> ServerEvent:
+    def _pop(self) -> ServerEvent | bytes:
         event, weight = self._pending.popleft()
         self._pending_bytes -= weight
         return event
+
+
+def _nowhere(_: bytes) -> None:
+    """Stand for a client that is not there; nothing is ever written to it."""
+    raise AssertionError("nobody is attached")
+
+
+def _nothing() -> None:
+    """Stand for whoever waits for a close."""
 
 
 def _weight(event: ServerEvent) -> int:

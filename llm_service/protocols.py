@@ -27,6 +27,9 @@ FLUSH_GRACE = 2.0
 
 _logger = logging.getLogger("uvicorn.error")
 
+# RFC 6455, section 7.4.1: stands for a connection that ended without a closing frame, and is never sent.
+_LOST = 1006
+
 
 class DeadlineH11Protocol(H11Protocol):
     """Closes a connection whose request does not arrive in time: silent ones and slow ones alike.
@@ -190,6 +193,9 @@ class WireWebSocketProtocol(WebSocketsSansIOProtocol):
         if self._drop is not None:
             self._drop.cancel()
             self._drop = None
+        if self.conn.close_rcvd is None:
+            # uvicorn says 1005, which stands for a client that closed, without a code; this one was lost.
+            self.queue.put_nowait({"type": "websocket.disconnect", "code": _LOST})
         super().connection_lost(exc)
 
     def keepalive_timeout(self) -> None:

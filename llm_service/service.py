@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from llm_service import __version__
 from llm_service.access import AccessPolicy
+from llm_service.archive import Archive
 from llm_service.config import Settings
 from llm_service.connection import Connection, ConnectionLimits
 from llm_service.engine_health import EngineHealth
@@ -27,12 +28,19 @@ from llm_service.errors import EngineError
 from llm_service.events import ErrorBody
 from llm_service.generation import SamplingParams
 from llm_service.idle_work import IdleWork
+from llm_service.live_session import LiveSession, Workplace
 from llm_service.metrics import BreakerState, Metrics, shared_registry
+from llm_service.resumption import Resumption
+from llm_service.session import Session
 from llm_service.session_defaults import SessionDefaults
 from llm_service.session_manager import SessionManager
+from llm_service.stores import open_store
 
 # How often connections are looked after and the event loop's delay is measured, in seconds.
 WATCH_INTERVAL = 0.25
+
+# Seconds that a client who comes back waits for another process, beside those of a response that ends there.
+PATIENCE = 5.0
 
 State = Literal["starting", "ready", "draining", "stopped"]
 EngineOpener = Callable[[Settings], Awaitable[OpenedEngine]]
@@ -66,7 +74,7 @@ class Service:
             greeting_delay=settings.greeting_delay_ms / 1000,
             first_message_timeout=settings.first_message_timeout,
             send_timeout=settings.send_timeout,
-            max_pending_bytes=settings.max_pending_bytes,
+            session_timeout=settings.session_timeout,
             max_invalid_messages=settings.max_invalid_messages,
         )
         self.connections: set[Connection] = set()
@@ -82,6 +90,8 @@ class Service:
         self.breaker: Breaker
         self.health: EngineHealth
         self.manager: SessionManager
+        self.resumption: Resumption
+        self._workplace: Workplace
 
     async def __aenter__(self) -> Self:
         settings = self.settings
@@ -93,9 +103,9 @@ class Service:
             self.manager = SessionManager(
                 self._session_defaults(),
                 max_connections=settings.llm_max_connections,
-                session_timeout=settings.session_timeout,
                 new_id=lambda: str(uuid.uuid4()),
             )
+            await self._open_sessions()
             self.health = EngineHealth(self.engine, self.metrics)
             await self.health.check()
             psutil.cpu_percent()  # the first call only sets the point from which the next one measures
@@ -161,11 +171,14 @@ class Service:
     def leave(self, connection: Connection) -> None:
         """Forget a connection that is gone."""
         self.connections.discard(connection)
-        if not self.connections:
+        self._look_if_empty()
+
+    def _look_if_empty(self) -> None:
+        if not (self.connections or self.resumption.busy):
             self.empty.set()
 
     def drain(self) -> None:
-        """Take no new sessions and let running responses finish; `empty` is set when all connections are gone."""
+        """Take no new sessions and let running responses finish; `empty` is set when nothing runs any more."""
         self.state = "draining"
         for connection in tuple(self.connections):
             connection.drain()
@@ -199,6 +212,44 @@ class Service:
         once = BreakerEngine(DeadlineEngine(engine, deadlines), self.breaker, trial_timeout=trial_timeout)
         return RetryingEngine(once, retries=settings.engine_retries, budget=settings.retry_budget, retried=retried)
 
+    async def _open_sessions(self) -> None:
+        """Set up where sessions work, and where they rest."""
+        settings = self.settings
+        store = await open_store(settings)
+        self._stack.push_async_callback(store.aclose)
+        archive = Archive(
+            store,
+            owner=str(uuid.uuid4()),
+            ttl=settings.session_timeout,
+            patience=settings.resume_generate + PATIENCE,
+        )
+        self.resumption = Resumption(
+            self.manager,
+            archive,
+            self.metrics,
+            self.employ,
+            window=settings.resume_window,
+            generate=settings.resume_generate,
+            max_resting=settings.max_resting_sessions,
+        )
+        self._workplace = Workplace(
+            engine=self.engine,
+            metrics=self.metrics,
+            idle_work=self.idle_work,
+            note_error=self.note_error,
+            max_pending_bytes=settings.max_pending_bytes,
+            replay_bytes=settings.resume_buffer_bytes,
+            started=self.resumption.started,
+            settled=self.resumption.settled,
+            ended=self.resumption.ended,
+        )
+        await self._stack.enter_async_context(archive.kept_up(self.resumption.lost, self.resumption.hand_over))
+        self._stack.push_async_callback(self.resumption.aclose)
+
+    def employ(self, session: Session, key: str) -> LiveSession:
+        """Put a session to work; `key` is the digest of the key it was opened with, or ""."""
+        return LiveSession(session, self._workplace, key=key)
+
     async def _watch_connections(self) -> None:
         expected = monotonic() + WATCH_INTERVAL
         while True:
@@ -207,7 +258,10 @@ class Service:
             self.metrics.event_loop_delay.observe(max(0.0, now - expected))
             for connection in tuple(self.connections):
                 connection.watch(now)
+            self.resumption.watch(now)
+            self._look_if_empty()
             self.metrics.connections_active.set(len(self.connections))
+            self.metrics.sessions_resting.set(self.resumption.resting)
             self.metrics.sessions_active.set(self.manager.active_sessions)
             self.metrics.settle()  # the scrape of several workers is answered by another process
             expected = monotonic() + WATCH_INTERVAL

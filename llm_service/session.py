@@ -15,6 +15,7 @@ delivers for an ended response is ignored by its number.
 import enum
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, Self
 
 import msgspec
 
@@ -35,6 +36,8 @@ from llm_service.errors import (
 )
 from llm_service.events import Thinking, Token
 from llm_service.generation import Delta, Finish, GenerationRequest, Message, SamplingParams, TakeDelta
+from llm_service.records import VERSION, EndedResponse, SessionRecord
+from llm_service.replay import ReplayRecord
 from llm_service.response import Response
 from llm_service.session_config import SessionConfig, config_as_sent, merge_config
 from llm_service.session_defaults import Choices, SessionDefaults
@@ -304,10 +307,100 @@ class Session:
         effects = self._interrupt()
         return [*effects, self._error(error, id=id_, terminal=True)] if effects else []
 
-    def disconnect(self) -> list[Effect]:
-        """Take note that the client has gone: what runs is stopped, what was said is kept."""
-        self._queue.clear()
-        return self._interrupt()
+    def desert(self) -> list[Effect]:
+        """Take note that nobody listens any more: what runs is stopped, what was said is kept."""
+        return self._leave()
+
+    def resume(
+        self, event: events.StartSession, now: float, *, greeted: bool
+    ) -> tuple[events.ServerEvent, list[Effect]]:
+        """Return the answer to a client that comes back, numbered as the last event it has: what it missed follows.
+
+        `greeted` says whether its connection was told of a session before.
+        """
+        effects = self._come_back(event, now)
+        answer: events.SessionStarted | events.SessionConfigured = (
+            self._configured(event.config or SessionConfig(), resumed=True) if greeted else self._started(resumed=True)
+        )
+        answer.seq = event.last_seq or 0
+        return answer, effects
+
+    def resume_without(self, event: events.StartSession, reason: str, now: float, *, greeted: bool) -> list[Effect]:
+        """Let a client that comes back go on with the conversation, but not with what it missed, for this reason.
+
+        What runs is stopped: the client would get the rest of an answer whose middle it lacks.
+        """
+        effects: list[Effect] = [effect for effect in self._stop_all() if not isinstance(effect, Send)]
+        effects += self._come_back(event, now)
+        if greeted:
+            config = event.config or SessionConfig()
+            return [*effects, Send(self._configured(config, resumed=False, reason=reason))]
+        return [*effects, Send(self._started(resumed=False, reason=reason))]
+
+    def _come_back(self, event: events.StartSession, now: float) -> list[Effect]:
+        self._active_at = now
+        self.counters.messages_received += 1
+        return [] if event.config is None else self._reconfigure(event.config)
+
+    def _reconfigure(self, config: SessionConfig) -> list[Effect]:
+        effects: list[Effect] = []
+        if self._choices.summarizes and not self._defaults.choices(config).summarizes:
+            effects = self._stop_asides()
+        self._set_config(config)
+        return effects
+
+    def record(self, *, key: str, replay: ReplayRecord, now: float, wall: float) -> SessionRecord:
+        """Return what `restore` takes; a turn that is being answered is not in it.
+
+        `key` is kept with it; `wall` is the time in seconds since the epoch.
+        """
+        ended = self._ended
+        return SessionRecord(
+            version=VERSION,
+            id=self.id,
+            key=key,
+            saved_at=wall,
+            age=now - self.started_at,
+            idle=self.idle_seconds(now),
+            config=config_as_sent(self.config),
+            counters=self.counters.since(self._counters_before),
+            last_response=self._last_response,
+            calls=self._calls,
+            dropped_before=self._dropped_before,
+            conversation=self._conversation.record(),
+            ended=None
+            if ended is None
+            else EndedResponse(ended.number, ended.id, ended.chars, ended.heard, ended.interrupted),
+            replay=replay,
+        )
+
+    @classmethod
+    def restore(
+        cls, record: SessionRecord, defaults: SessionDefaults, *, new_id: Callable[[], str], now: float, wall: float
+    ) -> Self:
+        """Make the session of a record.
+
+        Raises:
+            pydantic.ValidationError: its configuration is none.
+        """
+        session = cls(defaults, new_id=new_id, now=now)
+        session.id = record.id
+        away = max(0.0, wall - record.saved_at)
+        session.started_at = now - record.age - away
+        session._active_at = now - record.idle - away
+        session._counters_before = Counters().since(record.counters)
+        session._last_response, session._calls = record.last_response, record.calls
+        session._dropped_before = record.dropped_before
+        session._conversation.restore(record.conversation)
+        config = SessionConfig.model_validate_json(msgspec.json.encode(record.config))
+        # What was offered when it was chosen need not be now.
+        session._set_config(SessionConfig() if defaults.refusal(config) is not None else config)
+        session._state = SessionState.ACTIVE
+        if record.ended is not None:
+            ended = record.ended
+            session._ended = Response(ended.number, session._choices, ended.id, now, earlier_chars=ended.chars)
+            session._ended.heard, session._ended.interrupted = ended.heard, ended.interrupted
+        return session
 
     # Client events, one method each
 
@@ -316,13 +409,13 @@ class Session:
         if (error := self._defaults.refusal(config)) is not None:
             return [self._error(error)]
         effects = self._leave()
-        refused = event.session_id is not None
+        refused = None if event.session_id is None else UNKNOWN_SESSION
         if self._greeted and self._state is SessionState.ACTIVE:
             self._begin(config, now, keep_id=True)
-            return [*effects, self._configured(config, resume_refused=refused)]
+            return [*effects, Send(self._configured(config, **_refused(refused)))]
         if self._state is not SessionState.NEW:
             self._begin(config, now)
-        return effects + self._activate(config, now, resume_refused=refused)
+        return effects + self._activate(config, now, refused=refused)
 
     def _user_message(self, event: events.UserMessage, now: float) -> list[Effect]:
         if self._refusing is not None:
@@ -356,10 +449,8 @@ class Session:
         config = merge_config(self.config, event.config)
         if (error := self._defaults.refusal(config)) is not None:
             return [*effects, self._error(error)]
-        if self._choices.summarizes and not self._defaults.choices(config).summarizes:
-            effects += self._stop_asides()
-        self._set_config(config)
-        return [*effects, self._configured(event.config)]
+        effects += self._reconfigure(config)
+        return [*effects, Send(self._configured(event.config))]
 
     def _cancel(self) -> list[Effect]:
         self._cut_short()
@@ -590,27 +681,27 @@ class Session:
             self._begin(SessionConfig(), now)
         return self._activate(SessionConfig(), now)
 
-    def _activate(self, config: SessionConfig, now: float, *, resume_refused: bool = False) -> list[Effect]:
+    def _activate(self, config: SessionConfig, now: float, *, refused: str | None = None) -> list[Effect]:
         self._state = SessionState.ACTIVE
         self._active_at = now
         self._set_config(config)
-        started = events.SessionStarted(
+        return [Send(self._started(**_refused(refused)))]
+
+    def _started(self, *, resumed: bool | None = None, reason: str | None = None) -> events.SessionStarted:
+        return events.SessionStarted(
             session_id=self.id,
             provider=self._defaults.provider,
             model=self._choices.model,
-            resumed=False if resume_refused else None,
-            reason=UNKNOWN_SESSION if resume_refused else None,
+            resumed=resumed,
+            reason=reason,
         )
-        return [Send(started)]
 
-    def _configured(self, config: SessionConfig, *, resume_refused: bool = False) -> Send:
-        configured = events.SessionConfigured(
-            config=config_as_sent(config),
-            provider=self._defaults.provider,
-            resumed=False if resume_refused else None,
-            reason=UNKNOWN_SESSION if resume_refused else None,
+    def _configured(
+        self, config: SessionConfig, *, resumed: bool | None = None, reason: str | None = None
+    ) -> events.SessionConfigured:
+        return events.SessionConfigured(
+            config=config_as_sent(config), provider=self._defaults.provider, resumed=resumed, reason=reason
         )
-        return Send(configured)
 
     def _set_config(self, config: SessionConfig) -> None:
         self._choices = self._defaults.choices(config)
@@ -621,6 +712,10 @@ class Session:
     def _error(self, error: FastTalkError, *, id: str | None = None, terminal: bool = False) -> Send:  # noqa: A002
         self.counters.errors += 1
         return Send(events.error_event(error, id=id, terminal=terminal))
+
+
+def _refused(reason: str | None) -> dict[str, Any]:
+    return {} if reason is None else {"resumed": False, "reason": reason}
 
 
 def _bounds(choices: Choices) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Which sessions there are: admits, counts and expires them. Decides; does no I/O of its own."""
+"""Which connections and sessions there are: admits and counts them. Decides; does no I/O of its own."""
 
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import get_args
 
 from llm_service.counters import Counters
-from llm_service.errors import Category, TooManyConnections
+from llm_service.errors import Category, InvalidConfig, TooManyConnections
+from llm_service.events import StartSession
+from llm_service.records import SessionRecord
 from llm_service.session import Session, SessionState
 from llm_service.session_defaults import SessionDefaults
 
@@ -24,21 +26,18 @@ class RecentError:
 
 
 class SessionManager:
-    """The sessions of one process; each belongs to one connection.
+    """The connections of one process, and its sessions: some have lost their connection and wait for their client.
 
     `new_id` makes session ids. Times named `now` are in seconds of a clock that never goes back.
     """
 
-    def __init__(
-        self, defaults: SessionDefaults, *, max_connections: int, session_timeout: float, new_id: Callable[[], str]
-    ) -> None:
+    def __init__(self, defaults: SessionDefaults, *, max_connections: int, new_id: Callable[[], str]) -> None:
         self._defaults = defaults
         self._max_connections = max_connections
-        self._session_timeout = session_timeout
         self._new_id = new_id
         self._sessions: set[Session] = set()
         self._closed = Counters()
-        self._connections_closed = 0
+        self._connections = self._connections_closed = self._sessions_closed = 0
         self._closed_seconds = 0.0
         self._errors: Counter[str] = Counter()
         self._recent_errors: deque[RecentError] = deque(maxlen=RECENT_ERRORS)
@@ -48,7 +47,12 @@ class SessionManager:
 
     @property
     def active_connections(self) -> int:
-        return len(self._sessions)
+        return self._connections
+
+    @property
+    def sessions(self) -> frozenset[Session]:
+        """Those of connections, and those that wait for their client."""
+        return frozenset(self._sessions)
 
     @property
     def active_sessions(self) -> int:
@@ -59,29 +63,45 @@ class SessionManager:
         return sum(session.running is not None for session in self._sessions)
 
     def admit(self, now: float) -> Session:
-        """Make the session of a new connection.
+        """Make the session that a new connection begins with; `leave` and `forget` must follow.
 
         Raises:
             TooManyConnections: LLM_MAX_CONNECTIONS are open.
         """
-        if len(self._sessions) >= self._max_connections:
+        if self._connections >= self._max_connections:
             raise TooManyConnections(
                 f"all {self._max_connections} connections are in use; try again later", retry_after=5.0
             )
+        self._connections += 1
         session = Session(self._defaults, new_id=self._new_id, now=now)
         self._sessions.add(session)
         return session
 
-    def release(self, session: Session, now: float) -> None:
-        """Forget the session of a connection that is gone; its figures stay in the totals."""
-        self._sessions.remove(session)
+    def leave(self) -> None:
+        """Forget a connection that is gone."""
+        self._connections -= 1
         self._connections_closed += 1
+
+    def restore(self, record: SessionRecord, now: float, *, wall: float) -> Session:
+        """Make the session of a record; `wall` is the time in seconds since the epoch.
+
+        Raises:
+            pydantic.ValidationError: its configuration is none.
+        """
+        session = Session.restore(record, self._defaults, new_id=self._new_id, now=now, wall=wall)
+        self._sessions.add(session)
+        return session
+
+    def refusal(self, event: StartSession) -> InvalidConfig | None:
+        """Return why a session cannot have the configuration that a client names, or None if it can."""
+        return None if event.config is None else self._defaults.refusal(event.config)
+
+    def forget(self, session: Session, now: float) -> None:
+        """Forget a session that is over, or rests elsewhere; its figures stay in the totals."""
+        self._sessions.remove(session)
+        self._sessions_closed += 1
         self._closed_seconds += now - session.started_at
         _add(self._closed, session.counters)
-
-    def expired(self, session: Session, now: float) -> bool:
-        """Whether the session has been silent for longer than SESSION_TIMEOUT."""
-        return session.idle_seconds(now) > self._session_timeout
 
     def note_error(self, *, code: str, category: str, severity: str, at: float) -> None:
         """Count an error that a client was told of; `at` is in seconds since the epoch."""
@@ -101,6 +121,7 @@ class SessionManager:
         total = self.totals()
         active = self.active_connections
         opened = active + self._connections_closed
+        sessions = len(self._sessions) + self._sessions_closed
         seconds = self._closed_seconds + sum(now - session.started_at for session in self._sessions)
         connections = {
             "active_connections": active,
@@ -113,7 +134,7 @@ class SessionManager:
             "total_tokens_generated": total.tokens_generated,
             "total_generations_completed": total.generations_completed,
             "total_generations_cancelled": total.generations_cancelled,
-            "average_session_duration_seconds": round(seconds / opened, 3) if opened else 0.0,
+            "average_session_duration_seconds": round(seconds / sessions, 3) if sessions else 0.0,
         }
         conversations = {
             "active_sessions": self.active_sessions,

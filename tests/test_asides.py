@@ -47,7 +47,7 @@ class Bench:
     def __init__(self, tasks: asyncio.TaskGroup, engine: Engine) -> None:
         self.registry = CollectorRegistry()
         self.idle = IdleWork()
-        self.asides = Asides(tasks, engine, self.idle, Metrics(self.registry))  # type: ignore[arg-type]
+        self.asides = Asides(tasks.create_task, engine, self.idle, Metrics(self.registry))  # type: ignore[arg-type]
 
     def count(self, kind: str, outcome: str) -> float | None:
         return self.registry.get_sample_value("fasttalk_asides_total", {"kind": kind, "outcome": outcome})

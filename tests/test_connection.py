@@ -395,7 +395,7 @@ class TestLimits:
                     while live.service.connections or not waiting:
                         await asyncio.wait_for(loop.sock_sendall(raw, message), 5)
                         for connection in live.service.connections:
-                            waiting = max(waiting, connection._outbox.pending_bytes)
+                            waiting = max(waiting, connection.live.outbox.pending_bytes)
             assert 500_000 < waiting < 1_200_000
             raw.close()
 
@@ -408,7 +408,7 @@ class TestLimits:
             loop = asyncio.get_running_loop()
             await loop.sock_sendall(raw, _masked(json.dumps({"type": "user_message", "text": "a 1"})))
             async with asyncio.timeout(10):
-                while not any(connection._outbox.paused for connection in live.service.connections):
+                while not any(connection.live.outbox.paused for connection in live.service.connections):
                     await asyncio.sleep(0.001)
                 await loop.sock_sendall(raw, b"\x88\x82\0\0\0\0\x03\xe8")
                 while live.server.server_state.connections:

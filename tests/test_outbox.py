@@ -14,7 +14,8 @@ class Client:
         self.frames: list[dict[str, object]] = []
         self.flushed = 0
         self.taking = True
-        self.outbox = Outbox(self.write, self.flush, max_bytes=max_bytes)
+        self.outbox = Outbox(max_bytes=max_bytes, replay_bytes=100_000)
+        self.outbox.attach(self.write, self.flush)
 
     def write(self, text: bytes) -> None:
         self.frames.append(json.loads(text))
@@ -111,20 +112,20 @@ def test_what_was_paused_by_its_own_write_waits() -> None:
 
 
 def test_what_waits_is_bounded() -> None:
-    """Past the bound the outbox is overfull and takes nothing more, even when the client reads on."""
+    """Past the bound the outbox is overfull; past twice as much it takes nothing more, though the client reads on."""
     client = Client(max_bytes=65_536)
     client.outbox.pause()
-    overfull = []
-    for size in (60_000, 6_000):
+    states = []
+    for size in (60_000, 6_000, 66_000):
         client.outbox.put(Token(data="x" * size))
-        overfull.append(client.outbox.overfull)
-    assert [False, True] == overfull
+        states.append((client.outbox.overfull, client.outbox.lost))
+    assert [(False, False), (True, False), (True, True)] == states
     before = repr(client.outbox)
     client.outbox.put(Token(data="lost"))
     assert before == repr(client.outbox)
     client.outbox.resume()
     client.outbox.put(Token(data="never seen behind a gap"))
-    assert "x" * 66_000 == client.text
+    assert "x" * 132_000 == client.text
 
 
 def test_a_client_that_keeps_up_never_overfills() -> None:
@@ -161,7 +162,6 @@ def test_close_writes_what_waits() -> None:
     client.outbox.resume()
     assert ("x", 1) == (client.text, client.flushed)
     client.outbox.close()
-    client.outbox.cut()
     client.outbox.resume()
     assert 1 == client.flushed
 
@@ -180,19 +180,6 @@ def test_close_with_nothing_waiting() -> None:
     assert 1 == slow.flushed
 
 
-def test_cut_forgets_what_waits() -> None:
-    """A client that is given up gets nothing of what waited, whether or not it was being closed before."""
-    for closing in (False, True):
-        client = Client()
-        client.outbox.pause()
-        client.outbox.put(Token(data="x"))
-        if closing:
-            client.outbox.close()
-        client.outbox.cut()
-        client.outbox.resume()
-        assert ([], 1) == (client.frames, client.flushed)
-
-
 def test_nothing_follows_the_close() -> None:
     """What is put after close is dropped."""
     client = Client()
@@ -202,3 +189,76 @@ def test_nothing_follows_the_close() -> None:
     client.outbox.resume()
     client.outbox.put(Token(data="z"))
     assert "x" == client.text
+
+
+def test_without_a_client_everything_waits() -> None:
+    """What is put while nobody is attached goes to whoever comes, numbered and merged as it goes out."""
+    client = Client()
+    client.outbox.put(started(1))
+    client.outbox.detach()
+    for word in ("a ", "b ", "c "):
+        client.outbox.put(Token(data=word))
+    client.outbox.put(Cancelled(success=True))
+    assert ["session_started"] == client.types
+    client.outbox.attach(client.write, client.flush)
+    missed = client.outbox.replay.after(1)
+    assert [] == missed
+    client.outbox.go_on(SessionStarted(seq=1, session_id="1", provider="p", model="m", resumed=True), [])
+    assert [("session_started", 1), ("token", 2), ("cancelled", 3)] == [
+        (frame["type"], frame["seq"]) for frame in client.frames[1:]
+    ]
+    assert "a b c " == client.text
+    client.outbox.put(Token(data="d"))
+    assert 4 == client.frames[-1]["seq"]
+
+
+def test_what_was_missed_comes_first_and_once() -> None:
+    """Missed events come behind the answer, before what waits; a client that is lost within them misses none twice."""
+    client = Client()
+    client.outbox.begin(started(1))
+    for word in ("a ", "b ", "c "):
+        client.outbox.put(Token(data=word))
+    client.outbox.detach()
+    client.outbox.put(Token(data="d "))
+    answer = SessionStarted(seq=2, session_id="1", provider="p", model="m", resumed=True)
+    for _ in range(3):
+        client.frames.clear()
+        client.taking = False
+        client.outbox.attach(client.write, client.flush)
+        client.outbox.go_on(answer, client.outbox.replay.after(2) or [])
+        assert [2] == [frame["seq"] for frame in client.frames]  # and then it is lost again
+        client.outbox.detach()
+    client.frames.clear()
+    client.taking = True
+    client.outbox.attach(client.write, client.flush)
+    client.outbox.go_on(answer, client.outbox.replay.after(2) or [])
+    assert [2, 3, 4, 5] == [frame["seq"] for frame in client.frames]
+    assert "b c d " == client.text
+    assert 0 == client.outbox.pending_bytes
+
+
+def test_a_gap_is_forgotten_whole() -> None:
+    """After `forget` nothing of what was, or waited, goes to anybody, and numbers go on."""
+    client = Client()
+    client.outbox.begin(started(1))
+    client.outbox.put(Token(data="a"))
+    client.outbox.detach()
+    client.outbox.put(Token(data="b"))
+    client.outbox.attach(client.write, client.flush)
+    client.outbox.forget()
+    client.outbox.put(Queued(position=1))
+    assert ["session_started", "token", "queued"] == client.types
+    assert 3 == client.frames[-1]["seq"]
+    assert (None, []) == (client.outbox.replay.after(1), client.outbox.replay.after(3))
+
+
+def test_numbers_go_on_where_another_left() -> None:
+    """A restored outbox has what was written, and the next number."""
+    client, other = Client(), Client()
+    client.outbox.begin(started(1))
+    client.outbox.put(Token(data="a"))
+    other.outbox.restore(client.outbox.replay.record(), events=True)
+    assert client.outbox.replay.after(0) == other.outbox.replay.after(0)
+    other.outbox.put(Token(data="b"))
+    assert [3] == [frame["seq"] for frame in other.frames]
+    assert (3, 1) == (other.outbox.sent, other.outbox.written)

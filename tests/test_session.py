@@ -984,14 +984,15 @@ def test_idle_is_when_both_are_silent() -> None:
     assert 1.0 == session.idle_seconds(501.0)
 
 
-def test_disconnect_frees_the_engine() -> None:
-    """A client that left wants nothing more: the engine is stopped, nothing is said, what was said is kept."""
+def test_a_deserted_session_frees_the_engine() -> None:
+    """Nobody listens any more: the engine is stopped, what was said is kept, and whoever comes back is told."""
     session = _busy(SessionConfig(on_busy="queue"))
     session.receive(UserMessage(text="two"), 3.0)
 
-    assert [Stop(1)] == session.disconnect()
+    stopped, cancelled = session.desert()
+    assert (Stop(1), Send(events.Cancelled(success=True, id="u-1", dropped=1))) == (stopped, cancelled)
     assert (0, [("one", "Hel", True)]) == (session.queued, _history(session))
-    assert [] == session.disconnect()
+    assert [] == session.desert()
 
 
 def test_counters() -> None:

@@ -8,10 +8,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from llm_service import events
+from llm_service import events, records
 from llm_service.effects import Effect, Generate, Send, Stop
 from llm_service.errors import ContextOverflow, EngineTimeout, InvalidJSON
 from llm_service.generation import Delta, Finish, SamplingParams, Usage
+from llm_service.replay import ReplayRecord
 from llm_service.session import Session, SessionState
 from llm_service.session_config import SessionConfig
 from llm_service.session_defaults import SessionDefaults
@@ -163,7 +164,10 @@ class SessionMachine(RuleBasedStateMachine):
         assert isinstance(sent[-1], events.SessionConfigured)
 
     @rule(
-        what=st.sampled_from(["start", "end", "disconnect", "greet", "expire", "unreadable", "refused"]), config=CONFIGS
+        what=st.sampled_from(
+            ["start", "end", "desert", "rest", "come back", "greet", "expire", "unreadable", "refused"]
+        ),
+        config=CONFIGS,
     )
     def what_is_rare(self, what: str, config: SessionConfig) -> None:
         match what:
@@ -173,8 +177,12 @@ class SessionMachine(RuleBasedStateMachine):
                 sent = self._carry_out(self.session.receive(events.EndSession(), self._tick()))
                 assert isinstance(sent[-1], events.SessionEnded)
                 assert {} == self.client.open
-            case "disconnect":
-                self.disconnect()
+            case "desert":
+                self.desert()
+            case "rest":
+                self.rest()
+            case "come back":
+                self.come_back(config)
             case "greet":
                 self.greet()
             case "expire":
@@ -202,18 +210,43 @@ class SessionMachine(RuleBasedStateMachine):
         new = self.session.state is SessionState.NEW
         assert new == bool(self._carry_out(self.session.greet(self._tick())))
 
-    def disconnect(self) -> None:
-        assert [] == self._carry_out(self.session.disconnect())
-        # Nobody is there to be told: what ran is in the history as it was heard, what waited is forgotten.
-        running = self.client.running
-        if running is not None:
-            answer = self.client.answers[running]
-            assert answer.stopped
+    def desert(self) -> None:
+        busy = self.client.running is not None
+        sent = self._carry_out(self.session.desert())
+        assert [events.Cancelled] * busy == [type(event) for event in sent]
+
+    def rest(self) -> None:
+        """Go through the store and back: the session that is found again has forgotten nothing."""
+        self.desert()
+        if self.session.state is SessionState.ACTIVE:
+            replay = ReplayRecord(7, [])
+            stored = records.dump(self.session.record(key="k", replay=replay, now=self.now, wall=1000.0))
+            record = records.load(stored)
+            assert record is not None
+            restored = Session.restore(record, DEFAULTS, new_id=self._new_id, now=self.now, wall=1000.0)
+            for figure in ("tokens", "dropped_turns", "dropped_tokens", "messages_kept", "system_prompt"):
+                assert getattr(restored.conversation, figure) == getattr(self.session.conversation, figure)
+            assert restored.stats(self.now) == self.session.stats(self.now)
+            self.session = restored
+
+    def come_back(self, config: SessionConfig) -> None:
+        """A client that comes back to a gap is told so, and what ran is over without a word more."""
+        if self.session.state is not SessionState.ACTIVE:
+            return
+        event = events.StartSession(session_id=self.session.id, config=config)
+        effects = self.session.resume_without(event, "gone", self._tick(), greeted=False)
+        if self.client.running is not None:
+            answer = self.client.answers[self.client.running]
+            assert Stop(self.client.running) == effects[0]
+            answer.stopped = True
             self._end(answer)
             self._keep(answer, answer.kept)
-        for id_ in self.client.waiting:
-            del self.client.open[id_]
-        self.client.waiting = []
+            for waiting in self.client.waiting:
+                del self.client.open[waiting]
+            self.client.waiting = []
+        (sent,) = (effect.event for effect in effects if isinstance(effect, Send))
+        assert isinstance(sent, events.SessionStarted)
+        assert (False, "gone", self.session.id) == (sent.resumed, sent.reason, sent.session_id)
 
     def _begins(self) -> bool:
         """Whether the next message begins a session, and with it a history."""

@@ -25,9 +25,7 @@ def manager(max_connections: int = 2) -> SessionManager:
         max_history_messages=50,
         max_queued_messages=2,
     )
-    return SessionManager(
-        defaults, max_connections=max_connections, session_timeout=60.0, new_id=lambda: f"s{next(ids)}"
-    )
+    return SessionManager(defaults, max_connections=max_connections, new_id=lambda: f"s{next(ids)}")
 
 
 def answer(session: Session, now: float) -> None:
@@ -47,19 +45,11 @@ def test_the_limit_is_told() -> None:
         sessions.admit(0.0)
     assert 5.0 == caught.value.retry_after
     assert "2 connections" in caught.value.message
-    sessions.release(first, 1.0)
+    sessions.forget(first, 1.0)
+    with pytest.raises(TooManyConnections):
+        sessions.admit(1.0)  # it is the connection that counts: its session may rest
+    sessions.leave()
     assert "s3" == sessions.admit(1.0).id
-
-
-def test_a_session_expires_by_silence_alone() -> None:
-    """A session is expired after SESSION_TIMEOUT without a message, and never while a response runs."""
-    sessions = manager()
-    session = sessions.admit(0.0)
-    session.receive(StartSession(), 10.0)
-    assert not sessions.expired(session, 70.0)
-    assert sessions.expired(session, 70.1)
-    session.receive(UserMessage(text="hello"), 70.2)
-    assert not sessions.expired(session, 1000.0)
 
 
 def test_totals_hold_the_living_and_the_gone() -> None:
@@ -68,7 +58,8 @@ def test_totals_hold_the_living_and_the_gone() -> None:
     session = sessions.admit(0.0)
     answer(session, 1.0)
     living = sessions.statistics(4.0, circuit_breakers={})
-    sessions.release(session, 4.0)
+    sessions.forget(session, 4.0)
+    sessions.leave()
     gone = sessions.statistics(100.0, circuit_breakers={})
     assert {
         "active_connections": 1,

@@ -38,14 +38,12 @@ async def llm_socket(socket: WebSocket) -> None:
     connection = Connection(
         socket,
         wire_of(socket),
-        session,
-        service.engine,
-        service.manager,
+        service.employ(session, service.access.digest(key)),
+        service.resumption,
         service.limits,
         service.metrics,
-        service.idle_work,
         accepts_key=service.access.accepts_key if service.access.needs_key and key is None else None,
-        note_error=service.note_error,
+        digest=service.access.digest,
     )
     service.enter(connection)
     _log.info("connection_opened", session_id=session.id, connections=len(service.connections))
@@ -53,7 +51,7 @@ async def llm_socket(socket: WebSocket) -> None:
         await connection.run()
     finally:
         service.leave(connection)
-        service.manager.release(session, monotonic())
+        service.manager.leave()
         _log.info("connection_closed", session_id=session.id, sent=session.counters.messages_sent)
 
 

@@ -1,0 +1,190 @@
+"""The store, as a process uses it: its sessions are saved there, and are its own until it gives them up.
+
+With a store that other processes see, a session is claimed by the one that runs it. Whoever wants it asks for it, and
+gets it once its running response is over. A process that was killed loses its claims after CLAIM_SECONDS.
+"""
+
+import asyncio
+import contextlib
+import hmac
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from time import monotonic, time
+
+import structlog
+
+from llm_service import records
+from llm_service.errors import FastTalkError
+from llm_service.live_session import LiveSession
+from llm_service.records import SessionRecord
+from llm_service.stores.base import Store
+
+# In seconds.
+SAVE_EVERY = 0.25
+CLAIM_SECONDS = 10.0
+RENEW_EVERY = 3.0
+ASK_EVERY = 0.05
+RETRY_EVERY = 1.0
+
+_log = structlog.get_logger(__name__)
+
+
+class Archive:
+    """Saves, claims and fetches sessions for the process `owner`, a name no other process has.
+
+    What is saved is kept for `ttl` seconds. A fetch waits for another process for up to `patience` seconds.
+    """
+
+    def __init__(self, store: Store, *, owner: str, ttl: float, patience: float) -> None:
+        self._store = store
+        self._owner = owner
+        self._ttl = ttl
+        self._patience = patience
+        self._unsaved: set[LiveSession] = set()
+        self._claimed: set[str] = set()
+        self._to_claim: set[str] = set()
+        self._to_delete: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"<Archive: {self._store!r}, {len(self._claimed)} claimed, {len(self._unsaved)} to be saved>"
+
+    def changed(self, live: LiveSession) -> None:
+        """Have the session saved before long, where a crash would lose it otherwise."""
+        if self._store.shared:
+            self._unsaved.add(live)
+            if live.known_as not in self._claimed:
+                self._to_claim.add(live.known_as)
+
+    def ended(self, live: LiveSession, session_id: str) -> None:
+        """Have what was saved under this id deleted: the session is over."""
+        self._unsaved.discard(live)
+        if session_id:
+            self._to_claim.discard(session_id)
+            self._to_delete.add(session_id)
+
+    async def put(self, live: LiveSession, saved_at: float | None = None) -> None:
+        """Save the session now, and give it up: its client may find it anywhere.
+
+        Raises:
+            StoreUnavailable: it could not be saved, and is still ours.
+        """
+        self._unsaved.discard(live)
+        record = live.record(monotonic(), saved_at=saved_at)
+        await self._store.save(record.id, records.dump(record), ttl=self._ttl)
+        self._to_claim.discard(record.id)
+        if record.id in self._claimed:
+            self._claimed.discard(record.id)
+            await self._store.release(record.id, self._owner)
+
+    async def fetch(self, session_id: str, key: str) -> SessionRecord | None:
+        """Return a session that rests, or that another process gives up for us; it is claimed then.
+
+        None: there is none of this id that was opened with this key, or it could not be had in time.
+
+        Raises:
+            StoreUnavailable: the store does not answer.
+        """
+        if await self._load(session_id, key) is None:
+            return None
+        asked, until = "", monotonic() + self._patience
+        while (other := await self._store.claim(session_id, self._owner, ttl=CLAIM_SECONDS)) is not None:
+            if monotonic() > until:
+                return None
+            if other != asked:
+                asked = other
+                await self._store.ask(other, session_id)
+            await asyncio.sleep(ASK_EVERY)
+        self._claimed.add(session_id)
+        # What was saved meanwhile counts.
+        record = await self._load(session_id, key)
+        if record is None:
+            await self.give_up(session_id)
+        return record
+
+    async def give_up(self, session_id: str) -> None:
+        """Let others have the session of this id, which is not here."""
+        self._claimed.discard(session_id)
+        await self._store.release(session_id, self._owner)
+
+    async def _load(self, session_id: str, key: str) -> SessionRecord | None:
+        data = await self._store.load(session_id)
+        record = None if data is None else records.load(data)
+        if record is None or not hmac.compare_digest(record.key, key):
+            return None
+        return record
+
+    @contextlib.asynccontextmanager
+    async def kept_up(
+        self,
+        lost: Callable[[str], None],
+        hand_over: Callable[[str], Coroutine[None, None, None]],
+    ) -> AsyncGenerator[None, None]:
+        """Save and claim in the background until the block is left; what is unsaved then is saved last.
+
+        `lost` gets the ids of sessions that another process took, `hand_over` those that one asks for.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            if self._store.shared:
+                tasks = await stack.enter_async_context(asyncio.TaskGroup())
+                for work in (self._keep_up(lost), self._listen(tasks, hand_over)):
+                    stack.callback(tasks.create_task(work).cancel)
+            yield
+
+    async def _keep_up(self, lost: Callable[[str], None]) -> None:
+        renewed_at = monotonic()
+        while True:
+            await asyncio.sleep(SAVE_EVERY)
+            async with self._forgiven("session_store_behind"):
+                if monotonic() - renewed_at > RENEW_EVERY:
+                    renewed_at = monotonic()
+                    for session_id in await self._store.renew(tuple(self._claimed), self._owner, ttl=CLAIM_SECONDS):
+                        self._claimed.discard(session_id)
+                        lost(session_id)
+                await self._claim_new(lost)
+                await self._save_changed()
+                await self._delete_ended()
+
+    async def _claim_new(self, lost: Callable[[str], None]) -> None:
+        while self._to_claim:
+            session_id = next(iter(self._to_claim))
+            if await self._store.claim(session_id, self._owner, ttl=CLAIM_SECONDS) is None:
+                self._claimed.add(session_id)
+            else:
+                lost(session_id)
+            self._to_claim.discard(session_id)
+
+    async def _save_changed(self) -> None:
+        while self._unsaved:
+            live = next(iter(self._unsaved))
+            record = live.record(monotonic(), saved_at=time())
+            self._unsaved.discard(live)
+            try:
+                await self._store.save(record.id, records.dump(record), ttl=self._ttl)
+            except FastTalkError:
+                self._unsaved.add(live)
+                raise
+
+    async def _delete_ended(self) -> None:
+        while self._to_delete:
+            session_id = next(iter(self._to_delete))
+            await self._store.delete(session_id)
+            await self.give_up(session_id)
+            self._to_delete.discard(session_id)
+
+    async def _listen(self, tasks: asyncio.TaskGroup, hand_over: Callable[[str], Coroutine[None, None, None]]) -> None:
+        while True:
+            async with self._forgiven("session_store_deaf"):
+                async for session_id in self._store.asked(self._owner):
+                    tasks.create_task(self._handed_over(session_id, hand_over))
+
+    async def _handed_over(self, session_id: str, hand_over: Callable[[str], Coroutine[None, None, None]]) -> None:
+        async with self._forgiven("session_not_handed_over"):
+            await hand_over(session_id)
+
+    @contextlib.asynccontextmanager
+    async def _forgiven(self, event: str) -> AsyncGenerator[None, None]:
+        """Log a store that fails, and wait a little: it is tried again."""
+        try:
+            yield
+        except FastTalkError as error:
+            _log.warning(event, code=error.code, reason=error.message)
+            await asyncio.sleep(RETRY_EVERY)

@@ -1,0 +1,317 @@
+"""A session at work: what it decides is carried out here, for the connection that listens, or for none for a while.
+
+    connection ──messages──▶ session (decides) ──effects──▶ outbox ──frames──▶ connection
+                                 ▲                     │
+                                 └── deltas ── engine ◀── responder
+
+A response outlives the connection that asked for it. Cancelling the responder's task ends the generation, and with
+it the HTTP stream behind it.
+"""
+
+import asyncio
+import contextvars
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from functools import partial
+from time import monotonic, time
+from typing import Protocol
+
+import structlog
+
+from llm_service import events
+from llm_service.asides import Asides
+from llm_service.effects import Condense, Count, Dropped, Effect, Generate, Send, Stop, StopAsides, Warm
+from llm_service.engines.base import Engine
+from llm_service.errors import FastTalkError, InternalError
+from llm_service.events import ClientMessage, StartSession
+from llm_service.generation import Finish, Sink
+from llm_service.idle_work import IdleWork
+from llm_service.metering import ResponseMeter
+from llm_service.metrics import Metrics
+from llm_service.outbox import Outbox
+from llm_service.records import SessionRecord
+from llm_service.session import Session, SessionState
+
+# Whatever else a client may be told of events it cannot be sent.
+NO_LAST_SEQ = "last_seq was not given: events that were missed are not sent again; the conversation goes on"
+MISSED_TOO_MUCH = "events behind last_seq are not kept any more; the conversation goes on without them"
+NEVER_SENT = "last_seq is past the last event that is known of the session; the conversation goes on from there"
+
+_log = structlog.get_logger(__name__)
+
+
+class Listener(Protocol):
+    """The connection that a session speaks to."""
+
+    def write(self, frame: bytes) -> None:
+        """Write the text of a frame, now."""
+        ...
+
+    def flushed(self) -> None:
+        """Take note that all is written after the outbox was closed."""
+        ...
+
+    def displaced(self) -> None:
+        """Take note that the session listens to another connection from now on."""
+        ...
+
+    def broke(self, error: BaseException) -> None:
+        """Take note that a bug of ours ended the session's work."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """What all sessions of a process work with.
+
+    `note_error` hears of every error a client is told of; `started`, `settled` and `ended` of every session that
+    begins, of every response's end, and of every session that its client ended or that expired.
+    """
+
+    engine: Engine
+    metrics: Metrics
+    idle_work: IdleWork
+    note_error: Callable[[events.ErrorBody], None]
+    max_pending_bytes: int
+    replay_bytes: int
+    started: Callable[["LiveSession"], None]
+    settled: Callable[["LiveSession"], None]
+    ended: Callable[["LiveSession"], None]
+
+
+class LiveSession:
+    """One session with its tasks. `key` is the digest of the API key that opened it, or ""."""
+
+    __slots__ = (
+        "_asides",
+        "_context",
+        "_listener",
+        "_log",
+        "_meter",
+        "_one_at_a_time",
+        "_responder",
+        "_tasks",
+        "_workplace",
+        "key",
+        "known_as",
+        "outbox",
+        "session",
+    )
+
+    def __init__(self, session: Session, workplace: Workplace, *, key: str = "") -> None:
+        self.session = session
+        self.key = key
+        self.known_as = ""  # the id that it was last told of by
+        self.outbox = Outbox(max_bytes=workplace.max_pending_bytes, replay_bytes=workplace.replay_bytes)
+        self._workplace = workplace
+        self._listener: Listener | None = None
+        self._log = _log.bind()  # the module's own is made anew for every line, heard or not
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._asides = Asides(self._spawn, workplace.engine, workplace.idle_work, workplace.metrics)
+        self._responder: asyncio.Task[None] | None = None
+        self._one_at_a_time = asyncio.Lock()
+        self._meter: ResponseMeter | None = None
+        # Its tasks run in no connection's context, and log in that of the session.
+        self._context = contextvars.copy_context()
+        self._context.run(structlog.contextvars.bind_contextvars, session_id=session.id)
+
+    def __repr__(self) -> str:
+        return f"<LiveSession: {self.session!r}, {self.outbox!r}>"
+
+    @property
+    def listener(self) -> Listener | None:
+        """The connection it speaks to; None while there is none."""
+        return self._listener
+
+    # Connections
+
+    def attach(self, listener: Listener) -> None:
+        """Speak to this connection, which is the session's first."""
+        self._listener = listener
+        self.outbox.attach(listener.write, listener.flushed)
+
+    def detach(self) -> None:
+        """Speak to nobody for now: what is said waits."""
+        self._listener = None
+        self.outbox.detach()
+
+    def resume(self, listener: Listener, event: StartSession, now: float, *, greeted: bool) -> bool:
+        """Speak to the connection of a client that comes back, from the event on that it missed.
+
+        Returns whether it gets all that it missed; if not, it is told so, and gets none of it. A connection that was
+        spoken to until now is displaced.
+        """
+        if self._listener is not None:
+            if self._listener is not listener:
+                self._listener.displaced()
+            self.detach()
+        missed, reason = self._missed(event.last_seq)
+        self.attach(listener)
+        if missed is not None:
+            answer, effects = self.session.resume(event, now, greeted=greeted)
+            self.outbox.go_on(answer, missed)
+            self.carry_out(effects)
+            return True
+        self.outbox.forget()
+        self.carry_out(self.session.resume_without(event, reason, now, greeted=greeted))
+        return False
+
+    def _missed(self, last_seq: int | None) -> tuple[list[bytes] | None, str]:
+        if last_seq is None:
+            return None, NO_LAST_SEQ
+        if last_seq > self.outbox.sent:
+            return None, NEVER_SENT
+        missed = None if self.outbox.lost else self.outbox.replay.after(last_seq)
+        return missed, MISSED_TOO_MUCH
+
+    # Work
+
+    def receive(self, event: ClientMessage, now: float) -> None:
+        """Take what the client said."""
+        self.count_sent()
+        self.carry_out(self.session.receive(event, now))
+
+    def count_sent(self) -> None:
+        """Bring the count of events that the client was sent up to date."""
+        self.session.counters.messages_sent = self.outbox.written
+
+    def watch(self, now: float) -> None:
+        """See to what has deadlines; called a few times a second."""
+        self.count_sent()
+        if self.session.running is not None:
+            self.carry_out(self.session.overdue(now))
+
+    def desert(self) -> None:
+        """Stop what runs, since nobody listens; a client that comes back is told."""
+        self.carry_out(self.session.desert())
+
+    async def closed(self) -> None:
+        """Stop all, and wait until no task is left."""
+        self.desert()
+        self._asides.stop()
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks)
+
+    def record(self, now: float, *, saved_at: float | None = None) -> SessionRecord:
+        """Return what the store keeps of it."""
+        replay = self.outbox.replay.record()
+        wall = time() if saved_at is None else saved_at
+        return self.session.record(key=self.key, replay=replay, now=now, wall=wall)
+
+    def carry_out(self, effects: Sequence[Effect]) -> None:
+        """Do what the session asks for, in this order."""
+        for effect in effects:
+            match effect:
+                case Send(event):
+                    self._send(event)
+                case Generate():
+                    self._start(self._respond(effect))
+                case Count():
+                    self._start(self._count(effect))
+                case Stop():
+                    self._stop_response()
+                case Warm(request):
+                    self._asides.warm(request)
+                case Condense(job):
+                    self._asides.condense(effect, partial(self.session.condensed, job))
+                case StopAsides():
+                    self._asides.stop()
+                case Dropped(tokens):
+                    self._workplace.metrics.count_dropped(tokens)
+
+    def _send(self, event: events.ServerEvent) -> None:
+        if isinstance(event, events.SessionStarted):
+            self.outbox.begin(event)
+            if self.known_as != self.session.id:
+                self._workplace.metrics.sessions.inc()
+                self._workplace.started(self)
+            return
+        if isinstance(event, events.SessionEnded):
+            self._workplace.ended(self)
+        if isinstance(event, events.Error):
+            self._workplace.note_error(event.error)
+        self.outbox.put(event)
+
+    # Responses
+
+    def _stop_response(self) -> None:
+        if self._meter is not None:
+            self._meter.stopped()
+        self._workplace.metrics.cancels.inc()
+        if self._responder is not None:
+            self._responder.cancel()
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        """Work for a turn, which nothing else may hold up."""
+        self._asides.stop_warming()
+        self._responder = self._spawn(work)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work, context=self._context)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            _log.error("session_broke", session_id=self.session.id, exc_info=error)
+            if self._listener is not None:
+                self._listener.broke(error)
+
+    async def _count(self, effect: Count) -> None:
+        tokens = await self._workplace.engine.count_tokens(effect.model, effect.text)
+        self.carry_out(self.session.counted(effect.response, tokens, monotonic()))
+
+    async def _respond(self, effect: Generate) -> None:
+        session, number = self.session, effect.response
+        try:
+            # The engine is freed of the last response before it is asked for the next.
+            async with self._one_at_a_time:
+                finish = await self._stream(effect)
+        except asyncio.CancelledError:
+            self._log_response(effect, "cancelled", self._last_answer())
+            raise
+        except FastTalkError as error:
+            self._log_response(effect, error.code, "", reason=error.message)
+            effects = session.failed(number, error, monotonic())
+        except Exception:  # noqa: BLE001
+            # The owner of the response: a bug of ours must end it by an error, not by a hung client.
+            _log.exception("response_crashed")
+            crash = InternalError("the service failed; the message was not answered, send it again")
+            effects = session.failed(number, crash, monotonic())
+        else:
+            effects = session.finished(number, finish, monotonic())
+            self._log_response(effect, finish.reason, "" if finish.tool_calls else self._last_answer())
+        self.carry_out(effects)
+        self._workplace.settled(self)
+
+    def _log_response(self, effect: Generate, outcome: str, answer: str, **fields: str) -> None:
+        """One line a response; what was said is in it by its length alone, unless LOG_PROMPTS is set."""
+        prompt = effect.request.messages[-1].content
+        self._log.info("response", response=effect.response, outcome=outcome, prompt=prompt, answer=answer, **fields)
+
+    def _last_answer(self) -> str:
+        last = self.session.conversation.last
+        return last.answer if last is not None else ""
+
+    async def _stream(self, effect: Generate) -> Finish:
+        workplace = self._workplace
+        try:
+            measured = workplace.metrics.for_engine(workplace.engine.name, effect.request.model)
+            with workplace.idle_work.turn(), ResponseMeter(measured) as meter:
+                self._meter = meter
+                take = self.session.taker(effect.response, self.outbox.put, monotonic, meter.times)
+                finish = await workplace.engine.generate(effect.request, Sink(take, meter.times))
+                meter.finished(finish.usage)
+        finally:
+            self._meter = None
+        return finish
+
+
+def is_worth_keeping(session: Session) -> bool:
+    """Whether anything of it would be missed: it was begun, and its client said something."""
+    return session.state is SessionState.ACTIVE and session.counters.messages_received > 0

@@ -1,0 +1,251 @@
+"""Sessions whose client lost its connection: they rest here for a while, then in the store, and are found again."""
+
+import asyncio
+import contextlib
+import hmac
+from collections.abc import Callable, Coroutine
+from time import monotonic, time
+
+import pydantic
+import structlog
+
+from llm_service.archive import Archive
+from llm_service.errors import FastTalkError, InvalidConfig
+from llm_service.events import StartSession
+from llm_service.live_session import Listener, LiveSession, is_worth_keeping
+from llm_service.metrics import Metrics
+from llm_service.records import SessionRecord
+from llm_service.session import Session, SessionState
+from llm_service.session_manager import SessionManager
+
+# How often a session that is handed over is asked whether its response is over, in seconds.
+HAND_OVER_EVERY = 0.05
+
+_log = structlog.get_logger(__name__)
+
+
+class Resumption:
+    """Keeps the live sessions of one process by their ids.
+
+    Times in seconds. For `window` after a connection's end a client gets what it missed; a response that runs then is
+    stopped after `generate`, or at once if the client said goodbye. At most `max_resting` sessions wait here.
+    `employ` makes a session live.
+    """
+
+    def __init__(
+        self,
+        manager: SessionManager,
+        archive: Archive,
+        metrics: Metrics,
+        employ: Callable[[Session, str], LiveSession],
+        *,
+        window: float,
+        generate: float,
+        max_resting: int,
+    ) -> None:
+        self._manager = manager
+        self._archive = archive
+        self._metrics = metrics
+        self._employ = employ
+        self._window = window
+        self._generate = generate
+        self._max_resting = max_resting
+        self._known: dict[str, LiveSession] = {}
+        self._resting: dict[LiveSession, float] = {}  # since when, the longest first
+        self._ending: set[asyncio.Task[None]] = set()
+
+    def __repr__(self) -> str:
+        return f"<Resumption: {len(self._known)} sessions, {len(self._resting)} of them rest>"
+
+    @property
+    def resting(self) -> int:
+        """Sessions that wait here for their client."""
+        return len(self._resting)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a response runs that nobody listens to, or a session is being ended."""
+        return bool(self._ending) or any(live.session.running is not None for live in self._resting)
+
+    def started(self, live: LiveSession) -> None:
+        """Take note that a session has begun: by its id it can be found from now on."""
+        if live.known_as != live.session.id:
+            self._unknow(live)
+        if self._window:
+            live.known_as = live.session.id
+            self._known[live.known_as] = live
+            self._archive.changed(live)
+
+    def ended(self, live: LiveSession) -> None:
+        """Take note that the session is over: nobody finds it any more."""
+        self._unknow(live)
+
+    def settled(self, live: LiveSession) -> None:
+        """Take note that a response of the session is over."""
+        if live.known_as:
+            self._archive.changed(live)
+
+    # Looking for one
+
+    def find(self, session_id: str, key: str) -> LiveSession | None:
+        """Return the session if it is here and was opened with the same key."""
+        live = self._known.get(session_id)
+        if live is None or live.session.state is not SessionState.ACTIVE:
+            return None
+        return live if hmac.compare_digest(live.key, key) else None
+
+    async def fetch(self, session_id: str, key: str) -> LiveSession | None:
+        """Return the session from the store, or from another process, if it was opened with the same key.
+
+        Raises:
+            StoreUnavailable: the store does not answer.
+        """
+        if not self._window or session_id in self._known:
+            record = None
+        else:
+            try:
+                record = await self._archive.fetch(session_id, key)
+            except FastTalkError:
+                self._metrics.count_resume("failed")
+                raise
+        # Two connections may look for the same one.
+        found = self.find(session_id, key) or (None if record is None else self._restored(record))
+        if found is None:
+            self._metrics.count_resume("unknown")
+        return found
+
+    def refusal(self, event: StartSession) -> InvalidConfig | None:
+        """Return why the session cannot have the configuration that its client comes back with, or None."""
+        return self._manager.refusal(event)
+
+    def resume(self, live: LiveSession, listener: Listener, event: StartSession, now: float, *, greeted: bool) -> None:
+        """Let the session speak to this connection, from the event on that its client missed."""
+        self._resting.pop(live, None)
+        whole = live.resume(listener, event, now, greeted=greeted)
+        self._metrics.count_resume("whole" if whole else "gap")
+        _log.info("session_resumed", session_id=live.session.id, whole=whole)
+
+    def _restored(self, record: SessionRecord) -> LiveSession | None:
+        now, wall = monotonic(), time()
+        try:
+            session = self._manager.restore(record, now, wall=wall)
+        except pydantic.ValidationError:
+            return None  # it was saved by another version
+        live = self._employ(session, record.key)
+        live.outbox.restore(record.replay, events=wall - record.saved_at <= self._window)
+        live.known_as = record.id
+        self._known[record.id] = live
+        self._resting[live] = now
+        return live
+
+    # Letting one rest
+
+    def rest(self, live: LiveSession, now: float, *, goodbye: bool) -> None:
+        """Keep a session whose connection is gone, if there is anything to keep."""
+        if not live.known_as or not is_worth_keeping(live.session):
+            self.drop(live, now)
+            return
+        self._resting[live] = now
+        if goodbye or not self._generate:
+            live.desert()
+        self._archive.changed(live)
+        while len(self._resting) > self._max_resting:
+            self._let_go(next(iter(self._resting)), now)
+
+    def watch(self, now: float) -> None:
+        """Stop what nobody comes back for, and make room; called a few times a second."""
+        for live, since in tuple(self._resting.items()):
+            live.watch(now)
+            away = now - since
+            if live.session.running is not None and (away > self._generate or live.outbox.lost):
+                live.desert()
+                self._archive.changed(live)
+            if away > self._window:
+                self._let_go(live, now)
+
+    def drop(self, live: LiveSession, now: float) -> None:
+        """Forget a session that is over."""
+        self._unknow(live)
+        self._forget(live, now)
+        self._spawn(live.closed())
+
+    def lost(self, session_id: str) -> None:
+        """Forget a session that another process has taken, since this one was too slow to renew its claim."""
+        live = self._known.pop(session_id, None)
+        if live is not None:
+            live.known_as = ""
+            _log.warning("session_lost", session_id=session_id)
+            if live.listener is not None:
+                live.listener.displaced()
+            elif live in self._resting:
+                self._forget(live, monotonic())
+                self._spawn(live.closed())
+
+    async def hand_over(self, session_id: str) -> None:
+        """Give a session up for another process, once its response is over.
+
+        Raises:
+            StoreUnavailable: it cannot be saved, and stays here.
+        """
+        live = self._known.get(session_id)
+        if live is None:
+            await self._archive.give_up(session_id)
+            return
+        if live.listener is not None:
+            live.listener.displaced()
+            live.detach()
+            self._resting[live] = monotonic()
+        until = monotonic() + self._generate
+        while live.session.running is not None and monotonic() < until:  # noqa: ASYNC110 - once a hand-over
+            await asyncio.sleep(HAND_OVER_EVERY)
+        if self._known.get(session_id) is live and live.listener is None:
+            live.desert()
+            await self._put_away(live)
+
+    async def aclose(self) -> None:
+        """Save what can be found again after a restart, and end every session."""
+        while self._known:
+            live = next(iter(self._known.values()))
+            live.desert()
+            with contextlib.suppress(FastTalkError):
+                await self._archive.put(live)
+            self._known.pop(live.known_as, None)
+            if live in self._resting:
+                self._forget(live, monotonic())
+            await live.closed()
+        while self._ending:
+            await asyncio.wait(self._ending)
+
+    def _let_go(self, live: LiveSession, now: float) -> None:
+        """Leave a session to the store alone."""
+        since = self._resting.pop(live, now)
+        self._spawn(self._put_away(live, saved_at=time() - (now - since)))
+
+    async def _put_away(self, live: LiveSession, saved_at: float | None = None) -> None:
+        live.desert()
+        try:
+            await self._archive.put(live, saved_at)
+        except FastTalkError as error:
+            _log.warning("session_not_saved", session_id=live.session.id, code=error.code, reason=error.message)
+        if live.listener is not None:
+            self._archive.changed(live)  # its client was quicker
+            return
+        self._known.pop(live.known_as, None)
+        live.known_as = ""
+        self._forget(live, monotonic())
+        await live.closed()
+
+    def _unknow(self, live: LiveSession) -> None:
+        if live.known_as and self._known.get(live.known_as) is live:
+            del self._known[live.known_as]
+            self._archive.ended(live, live.known_as)
+        live.known_as = ""
+
+    def _forget(self, live: LiveSession, now: float) -> None:
+        self._resting.pop(live, None)
+        self._manager.forget(live.session, now)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
