@@ -148,6 +148,9 @@ class Settings(BaseSettings):
     max_resting_sessions: int = Field(
         1000, ge=1, le=1_000_000, description="sessions without a connection in memory, per worker"
     )
+    session_store_bytes: int = Field(
+        67_108_864, ge=65_536, le=68_719_476_736, description="sessions that rest in memory, per worker"
+    )
     max_queued_messages: int = Field(8, ge=1, le=1000, description="user messages that wait under on_busy=queue")
     greeting_delay_ms: int = Field(
         250, ge=0, le=60_000, description="how long a client may be silent before session_started is said to it"

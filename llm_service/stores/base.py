@@ -1,0 +1,57 @@
+"""What every store can do."""
+
+from collections.abc import AsyncIterator, Iterable
+from typing import Protocol
+
+
+class Store(Protocol):
+    """Where sessions rest: records under their sessions' ids, and which process runs which session.
+
+    A record is bytes nobody here reads. Times are in seconds. Each method raises a
+    `llm_service.errors.StoreUnavailable` and nothing else when what stands behind the store fails.
+    """
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes see the same sessions, and a restart leaves them there."""
+        ...
+
+    async def save(self, session_id: str, record: bytes, *, ttl: float) -> None:
+        """Keep a record for `ttl`, in the place of the session's last one."""
+        ...
+
+    async def load(self, session_id: str) -> bytes | None:
+        """Return the session's record; None: there is none, or its time is over."""
+        ...
+
+    async def delete(self, session_id: str) -> None:
+        """Forget the session's record, if there is one."""
+        ...
+
+    async def claim(self, session_id: str, owner: str, *, ttl: float) -> str | None:
+        """Make the session `owner`'s for `ttl` if it is nobody's, or its already, and return None; else whose it is."""
+        ...
+
+    async def renew(self, session_ids: Iterable[str], owner: str, *, ttl: float) -> list[str]:
+        """Make these claims of `owner` last for `ttl` from now on; return the ids of those that are another's."""
+        ...
+
+    async def release(self, session_id: str, owner: str) -> None:
+        """Let the session be nobody's, if it is `owner`'s; its record stays."""
+        ...
+
+    async def ask(self, owner: str, session_id: str) -> None:
+        """Ask `owner` to release the session."""
+        ...
+
+    def asked(self, owner: str) -> AsyncIterator[str]:
+        """Yield the ids of sessions that `owner` is asked for, as long as somebody iterates."""
+        ...
+
+    async def ping(self) -> None:
+        """Return if the store answers."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close what stands behind it. A second call does nothing."""
+        ...
