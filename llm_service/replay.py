@@ -1,7 +1,7 @@
 """The numbered events of a session that a client may have missed. Pure.
 
-Tokens are kept as their texts alone, so that one costs a list append and no frame of its own: they are written
-anew for whoever missed them.
+Tokens are kept as their text alone, so that one costs a list append and no frame of its own; a run of them that is
+over is one text with the tokens' lengths. They are written anew for whoever missed them.
 """
 
 from collections.abc import Iterator
@@ -10,15 +10,23 @@ import msgspec
 
 from llm_service.events import Token, encode
 
-# Bytes an entry weighs beside its text.
+# Bytes an entry weighs beside its text, and a token within a run.
 _OVERHEAD = 64
+_TOKEN_OVERHEAD = 8
+
+
+class Run(msgspec.Struct, array_like=True, gc=False):
+    """Tokens without another event between them: `text` is all of them, `lengths` in characters."""
+
+    text: str
+    lengths: list[int]
 
 
 class ReplayRecord(msgspec.Struct, array_like=True):
-    """A replay at rest: `seq` is the newest number; an entry is its first number with its tokens, or with its frame."""
+    """A replay at rest: `seq` is the newest number; an entry is its first number with a frame, or with a run."""
 
     seq: int
-    entries: list[tuple[int, list[str] | bytes]]
+    entries: list[tuple[int, bytes | Run]]
 
 
 class Replay:
@@ -32,7 +40,7 @@ class Replay:
     def __init__(self, *, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         # A list: an empty deque is 0.7 KiB, and few entries are ever dropped from the front.
-        self._entries: list[tuple[int, list[str] | bytes]] = []
+        self._entries: list[tuple[int, bytes | Run]] = []
         self._bytes = 0
         self._first = 1  # the number of the first of `tokens`
         self.tokens: list[str] = []
@@ -55,14 +63,15 @@ class Replay:
         self._entries.clear()
         self._bytes = 0
         self._first = 1
-        self.tokens = []
+        self.tokens.clear()
 
     def add(self, frame: bytes) -> None:
         """Keep the newest event, which is no token."""
         number = self.seq + 1
-        self._end_run()
-        self._entries.append((number, frame))
-        self._bytes += _OVERHEAD + len(frame)
+        if self.tokens:
+            self._keep(self._first, self._run())
+            self.tokens.clear()
+        self._keep(number, frame)
         self._first = number + 1
         while self._bytes > self._max_bytes:
             self._drop_oldest()
@@ -77,47 +86,51 @@ class Replay:
         """Return what `restore` takes."""
         entries = list(self._entries)
         if self.tokens:
-            entries.append((self._first, list(self.tokens)))
+            entries.append((self._first, self._run()))
         return ReplayRecord(self.seq, entries)
 
     def restore(self, record: ReplayRecord, *, events: bool) -> None:
         """Take up where another left; without `events` only the numbers go on."""
         self.restart()
         if events:
-            self._entries.extend(record.entries)
-            self._bytes = sum(_weight(entry) for _, entry in record.entries)
+            for first, entry in record.entries:
+                self._keep(first, entry)
         self._first = record.seq + 1
 
-    def _end_run(self) -> None:
-        if self.tokens:
-            self._entries.append((self._first, self.tokens))
-            self._bytes += _weight(self.tokens)
-            self.tokens = []
+    def _run(self) -> Run:
+        return Run("".join(self.tokens), list(map(len, self.tokens)))
+
+    def _keep(self, first: int, entry: bytes | Run) -> None:
+        self._entries.append((first, entry))
+        self._bytes += _weight(entry)
 
     def _drop_oldest(self) -> None:
-        """Give up the oldest event; of a run of tokens a sixteenth of the bound at once, or all of it."""
+        """Give up the oldest event; of a run of tokens about a sixteenth of the bound at once, or all of it."""
         first, entry = self._entries.pop(0)
         self._bytes -= _weight(entry)
-        if isinstance(entry, list):
+        if isinstance(entry, Run):
             gone = count = 0
-            while count < len(entry) and gone < self._max_bytes / 16:
-                gone += _OVERHEAD + len(entry[count])
+            while count < len(entry.lengths) and gone + count * _TOKEN_OVERHEAD < self._max_bytes / 16:
+                gone += entry.lengths[count]
                 count += 1
-            if rest := entry[count:]:
+            if lengths := entry.lengths[count:]:
+                rest = Run(entry.text[gone:], lengths)
                 self._entries.insert(0, (first + count, rest))
                 self._bytes += _weight(rest)
 
     def _frames(self) -> Iterator[tuple[int, bytes]]:
-        for first, entry in (*self._entries, (self._first, self.tokens)):
+        for first, entry in (*self._entries, (self._first, self._run())):
             if isinstance(entry, bytes):
                 yield first, entry
-            else:
-                for number, text in enumerate(entry, start=first):
-                    yield number, encode(Token(seq=number, data=text))
+                continue
+            begin = 0
+            for number, length in enumerate(entry.lengths, start=first):
+                yield number, encode(Token(seq=number, data=entry.text[begin : begin + length]))
+                begin += length
 
 
-def _weight(entry: list[str] | bytes) -> int:
+def _weight(entry: bytes | Run) -> int:
     if isinstance(entry, bytes):
         return _OVERHEAD + len(entry)
     # Characters, not bytes: a bound need not be exact, and counting bytes would encode all of it.
-    return sum(map(len, entry)) + _OVERHEAD * len(entry)
+    return _OVERHEAD + len(entry.text) + _TOKEN_OVERHEAD * len(entry.lengths)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hmac
 from collections.abc import Callable, Coroutine
+from itertools import takewhile
 from time import monotonic, time
 
 import pydantic
@@ -52,6 +53,7 @@ class Resumption:
         self._max_resting = max_resting
         self._known: dict[str, LiveSession] = {}
         self._resting: dict[LiveSession, float] = {}  # since when, the longest first
+        self._alone: set[LiveSession] = set()  # of those, the ones whose response runs
         self._ending: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
@@ -65,7 +67,7 @@ class Resumption:
     @property
     def busy(self) -> bool:
         """Whether a response runs that nobody listens to, or a session is being ended."""
-        return bool(self._ending) or any(live.session.running is not None for live in self._resting)
+        return bool(self._ending or self._alone)
 
     def started(self, live: LiveSession) -> None:
         """Take note that a session has begun: by its id it can be found from now on."""
@@ -121,6 +123,7 @@ class Resumption:
     def resume(self, live: LiveSession, listener: Listener, event: StartSession, now: float, *, greeted: bool) -> None:
         """Let the session speak to this connection, from the event on that its client missed."""
         self._resting.pop(live, None)
+        self._alone.discard(live)
         whole = live.resume(listener, event, now, greeted=greeted)
         self._metrics.count_resume("whole" if whole else "gap")
         _log.info("session_resumed", session_id=live.session.id, whole=whole)
@@ -148,20 +151,24 @@ class Resumption:
         self._resting[live] = now
         if goodbye or not self._generate:
             live.desert()
+        elif live.session.running is not None:
+            self._alone.add(live)
         self._archive.changed(live)
         while len(self._resting) > self._max_resting:
             self._let_go(next(iter(self._resting)), now)
 
     def watch(self, now: float) -> None:
         """Stop what nobody comes back for, and make room; called a few times a second."""
-        for live, since in tuple(self._resting.items()):
+        for live in tuple(self._alone):
             live.watch(now)
-            away = now - since
-            if live.session.running is not None and (away > self._generate or live.outbox.lost):
+            if now - self._resting[live] > self._generate or live.outbox.lost:
                 live.desert()
                 self._archive.changed(live)
-            if away > self._window:
-                self._let_go(live, now)
+            if live.session.running is None:
+                self._alone.discard(live)
+        # The longest come first: as long as nobody is due, all that rest together cost one look.
+        for live in tuple(takewhile(lambda live: now - self._resting[live] > self._window, self._resting)):
+            self._let_go(live, now)
 
     def drop(self, live: LiveSession, now: float) -> None:
         """Forget a session that is over."""
@@ -195,6 +202,7 @@ class Resumption:
             live.listener.displaced()
             live.detach()
             self._resting[live] = monotonic()
+        self._alone.discard(live)
         until = monotonic() + self._generate
         while live.session.running is not None and monotonic() < until:  # noqa: ASYNC110 - once a hand-over
             await asyncio.sleep(HAND_OVER_EVERY)
@@ -219,6 +227,7 @@ class Resumption:
     def _let_go(self, live: LiveSession, now: float) -> None:
         """Leave a session to the store alone."""
         since = self._resting.pop(live, now)
+        self._alone.discard(live)
         self._spawn(self._put_away(live, saved_at=time() - (now - since)))
 
     async def _put_away(self, live: LiveSession, saved_at: float | None = None) -> None:
@@ -243,6 +252,7 @@ class Resumption:
 
     def _forget(self, live: LiveSession, now: float) -> None:
         self._resting.pop(live, None)
+        self._alone.discard(live)
         self._manager.forget(live.session, now)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:

@@ -47,7 +47,7 @@ def test_it_is_bounded_and_says_what_is_gone(kinds: str, size: int, bound: int) 
     missed = replay.after(oldest - 1)
     assert missed is not None
     assert sent[oldest - 1 :] == [json.loads(frame) for frame in missed]
-    assert sum(64 + len(str(event.get("data", ""))) for event in sent[oldest - 1 :]) <= bound
+    assert sum(8 + len(str(event.get("data", ""))) for event in sent[oldest - 1 :]) <= bound
 
 
 @given(st.text("to", max_size=40), st.text("to", max_size=20), st.booleans())
