@@ -148,8 +148,24 @@ class Settings(BaseSettings):
     max_resting_sessions: int = Field(
         1000, ge=1, le=1_000_000, description="sessions without a connection in memory, per worker"
     )
+    session_store: Literal["memory", "sqlite", "redis"] = Field(
+        "memory",
+        description="where sessions rest; those in memory are lost at a restart, and known to one worker alone",
+    )
+    sqlite_path: str = Field("sessions.sqlite3", min_length=1, description="the file of SESSION_STORE=sqlite")
+    redis_url: SecretStr = Field(
+        SecretStr("redis://localhost:6379/0"),
+        description="the Redis of SESSION_STORE=redis, with rediss:// for TLS; empty: redis://localhost:6379/0",
+    )
+    redis_prefix: str = Field(
+        "fasttalk:", pattern=r"^[\x21-\x7e]{1,64}$", description="begins every key and channel in Redis"
+    )
+    store_timeout: Seconds = Field(2.0, description="seconds SQLite or Redis may take for an answer")
     session_store_bytes: int = Field(
         67_108_864, ge=65_536, le=68_719_476_736, description="sessions that rest in memory, per worker"
+    )
+    max_record_bytes: int = Field(
+        8_388_608, ge=65_536, le=268_435_456, description="largest session that is saved; a larger one is not"
     )
     max_queued_messages: int = Field(8, ge=1, le=1000, description="user messages that wait under on_busy=queue")
     greeting_delay_ms: int = Field(

@@ -20,6 +20,9 @@
      │    ├── TooManyConnections
      │    ├── ShuttingDown
      │    └── QueueFull
+     ├── StoreError                 where sessions rest failed: what is here goes on
+     │    ├── StoreUnavailable
+     │    └── RecordTooLarge
      ├── EngineError                what generates failed: the turn is undone, send it again
      │    ├── EngineUnreachable
      │    ├── EngineTimeout
@@ -201,6 +204,25 @@ class QueueFull(CapacityError):
     severity = "medium"
 
 
+class StoreError(FastTalkError):
+    """Where sessions rest failed; sessions that are in memory go on."""
+
+    category: ClassVar[Category] = "resource"
+    severity: ClassVar[Severity] = "medium"
+
+
+class StoreUnavailable(StoreError):
+    """Where sessions rest does not answer: the session could not be looked for."""
+
+    code = "store_unavailable"
+
+
+class RecordTooLarge(StoreError):
+    """A session is larger than MAX_RECORD_BYTES and was not saved; no client ever sees this."""
+
+    code = "record_too_large"
+
+
 class EngineError(FastTalkError):
     """What generates failed; the turn is undone, so that the same message can be sent again."""
 
@@ -324,8 +346,8 @@ class InternalError(FastTalkError):
 
 
 def told_to_clients() -> Iterator[type[FastTalkError]]:
-    """Yield the errors a client can meet, in the tree's order: its leaves, but for those of the start."""
-    waiting: list[type[FastTalkError]] = [InternalError, EngineError, CapacityError, ClientError]
+    """Yield the errors a client can meet, in the tree's order: its leaves, but for those of the start and of saving."""
+    waiting: list[type[FastTalkError]] = [InternalError, EngineError, StoreUnavailable, CapacityError, ClientError]
     while waiting:
         error = waiting.pop()
         below = [each for each in error.__subclasses__() if each.__module__ == __name__]

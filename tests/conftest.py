@@ -7,7 +7,7 @@ import pytest
 
 from llm_service import log
 
-pytest_plugins = ["tests.real_engines"]
+pytest_plugins = ["tests.real_engines", "tests.redis_server"]
 
 # The tests of modules that know no event loop, socket or clock; together they take less than a second.
 PURE = frozenset(

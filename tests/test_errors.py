@@ -28,8 +28,10 @@ CODES = {
     "NoFirstMessage": "no_first_message",
     "OriginNotAllowed": "origin_not_allowed",
     "QueueFull": "queue_full",
+    "RecordTooLarge": "record_too_large",
     "ResponseInProgress": "response_in_progress",
     "ShuttingDown": "shutting_down",
+    "StoreUnavailable": "store_unavailable",
     "TooManyConnections": "max_connections",
     "TooManyInvalidMessages": "too_many_invalid_messages",
     "TooManyToolCalls": "too_many_tool_calls",
@@ -53,7 +55,7 @@ LEAVES = [error for error in TREE if error.__name__ in CODES]
 
 def test_codes_are_stable() -> None:
     """Each error has the code that clients know it by."""
-    inner = {"FastTalkError", "ClientError", "CapacityError", "EngineError", "StartupError"}
+    inner = {"FastTalkError", "ClientError", "CapacityError", "StoreError", "EngineError", "StartupError"}
 
     assert CODES == {error.__name__: error.code for error in TREE if error.__name__ not in inner}
 

@@ -3,12 +3,18 @@
 from collections.abc import AsyncIterator, Iterable
 from typing import Protocol
 
+from llm_service.errors import RecordTooLarge
+
+# In bytes, unless MAX_RECORD_BYTES says something else.
+MAX_RECORD_BYTES = 8_388_608
+
 
 class Store(Protocol):
     """Where sessions rest: records under their sessions' ids, and which process runs which session.
 
     A record is bytes nobody here reads. Times are in seconds. Each method raises a
-    `llm_service.errors.StoreUnavailable` and nothing else when what stands behind the store fails.
+    `llm_service.errors.StoreUnavailable` and nothing else when what stands behind the store fails, within the
+    store's timeout. What failed may have been done all the same: do it again, all of these can be.
     """
 
     @property
@@ -17,7 +23,11 @@ class Store(Protocol):
         ...
 
     async def save(self, session_id: str, record: bytes, *, ttl: float) -> None:
-        """Keep a record for `ttl`, in the place of the session's last one."""
+        """Keep a record for `ttl`, in the place of the session's last one.
+
+        Raises:
+            RecordTooLarge: it is larger than the store takes; the last one stays.
+        """
         ...
 
     async def load(self, session_id: str) -> bytes | None:
@@ -33,7 +43,10 @@ class Store(Protocol):
         ...
 
     async def renew(self, session_ids: Iterable[str], owner: str, *, ttl: float) -> list[str]:
-        """Make these claims of `owner` last for `ttl` from now on; return the ids of those that are another's."""
+        """Make these claims of `owner` last for `ttl` from now on; return the ids of those that are another's.
+
+        One that has run out and is nobody's is claimed anew.
+        """
         ...
 
     async def release(self, session_id: str, owner: str) -> None:
@@ -41,11 +54,11 @@ class Store(Protocol):
         ...
 
     async def ask(self, owner: str, session_id: str) -> None:
-        """Ask `owner` to release the session."""
+        """Ask `owner` to release the session. An owner that does not listen now finds it within the next minute."""
         ...
 
     def asked(self, owner: str) -> AsyncIterator[str]:
-        """Yield the ids of sessions that `owner` is asked for, as long as somebody iterates."""
+        """Yield the ids of sessions that `owner` is asked for, as long as somebody iterates, each ask once."""
         ...
 
     async def ping(self) -> None:
@@ -55,3 +68,16 @@ class Store(Protocol):
     async def aclose(self) -> None:
         """Close what stands behind it. A second call does nothing."""
         ...
+
+
+def check_size(record: bytes, limit: int) -> None:
+    """Refuse a record of more than `limit` bytes.
+
+    Raises:
+        RecordTooLarge: it has more.
+    """
+    if len(record) > limit:
+        raise RecordTooLarge(
+            f"the session takes {len(record)} bytes and MAX_RECORD_BYTES is {limit}: it was not saved; raise "
+            "MAX_RECORD_BYTES, or lower MAX_HISTORY_LENGTH or RESUME_BUFFER_BYTES"
+        )

@@ -5,6 +5,8 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Iterable
 from time import monotonic
 
+from llm_service.stores.base import MAX_RECORD_BYTES, check_size
+
 # Bytes a record weighs beside its own.
 _OVERHEAD = 256
 
@@ -14,8 +16,11 @@ class MemoryStore:
 
     shared = False
 
-    def __init__(self, *, max_bytes: int, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(
+        self, *, max_bytes: int, max_record_bytes: int = MAX_RECORD_BYTES, clock: Callable[[], float] = monotonic
+    ) -> None:
         self._max_bytes = max_bytes
+        self._max_record_bytes = max_record_bytes
         self._clock = clock
         self._bytes = 0
         self._records: OrderedDict[str, tuple[float, bytes]] = OrderedDict()
@@ -25,6 +30,7 @@ class MemoryStore:
 
     async def save(self, session_id: str, record: bytes, *, ttl: float) -> None:
         """Keep a record for `ttl` seconds, as long as there is room."""
+        check_size(record, self._max_record_bytes)
         self._pop(session_id)
         self._records[session_id] = (self._clock() + ttl, record)
         self._bytes += len(record) + _OVERHEAD
