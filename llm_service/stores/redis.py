@@ -121,9 +121,8 @@ class RedisStore:
             await store.ping()
         except StoreUnavailable as error:
             await store.aclose()
-            raise ConfigurationError(
-                f"REDIS_URL: {error.message}; check that it runs and that the URL is right"
-            ) from None
+            why = error.message.removesuffix("; try again")
+            raise ConfigurationError(f"REDIS_URL: {why}; check that Redis runs and that the URL is right") from None
         return store
 
     async def save(self, session_id: str, record: bytes, *, ttl: float) -> None:

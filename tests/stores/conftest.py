@@ -29,7 +29,7 @@ def environment(kind: str, request: pytest.FixtureRequest, folder: Path) -> dict
 
 @pytest.fixture
 async def opened(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncGenerator[Opening, None]:
-    """Opens the store of the test's kind, as often as it is called, as so many processes do; all are closed at its end."""
+    """Opens the store of the test's kind as often as it is called, as so many processes would."""
     settings = Settings.load(environment(request.param, request, tmp_path))
     stores: list[Store] = []
 

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import cast
 
 import pytest
@@ -113,7 +113,7 @@ class TestSharing:
             store.renew(["a"], "me", ttl=LONG),
             store.release("a", "me"),
             store.ask("me", "a"),
-            anext(cast("AsyncIterator[str]", store.asked("me"))),
+            anext(store.asked("me")),
             store.ping(),
         ):
             with pytest.raises(StoreUnavailable, match="stopping"):
