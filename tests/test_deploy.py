@@ -362,6 +362,7 @@ class Clone:
             "HOME": str(folder),
             "PIP_NO_INDEX": "1",
             "OLLAMA_BUILD_DIR": str(folder / "ollama"),
+            "REDIS_DIR": str(folder / "redis"),
         }
         self.path.mkdir()
         for tool in ("bash", "dirname", "sed", "tail"):
@@ -536,48 +537,56 @@ class TestStart:
 
 @on_unix
 class TestRunTests:
-    def test_without_ollama(self, clone: Clone) -> None:
-        """Three runs, Ollama's tests in none; the last words say so."""
+    def test_bare(self, clone: Clone) -> None:
+        """Three runs, those of Ollama's and Redis's tests in none; the last words say so."""
         clone.with_environment('echo "$*"')
 
         tested = clone.start("run-tests.sh")
 
         assert tested.stdout.splitlines() == [
-            "-m pytest -m not pure and not embedded and not ollama",
+            "-m pytest -m not pure and not embedded and not ollama and not redis",
             "-m pytest --pure",
             "-m pytest -m embedded and not ollama",
         ]
         assert "marked 'ollama' were left out" in tested.stderr
+        assert "marked 'redis' were left out" in tested.stderr
         assert tested.returncode == 0
 
-    def test_with_ollama(self, clone: Clone) -> None:
-        """The Ollama that was built is found and named to the tests."""
-        clone.with_environment('echo "$FASTTALK_TEST_OLLAMA $*"')
+    def test_with_all(self, clone: Clone) -> None:
+        """The Ollama that was built and the Redis that was fetched are found and named to the tests."""
+        clone.with_environment('echo "$FASTTALK_TEST_OLLAMA $FASTTALK_TEST_REDIS $*"')
         ollama = Path(clone.environment["OLLAMA_BUILD_DIR"]) / "ollama"
+        redis = Path(clone.environment["REDIS_DIR"]) / "redis-server"
         clone.program("ollama", "exit 0", ollama.parent)
+        clone.program("redis-server", "exit 0", redis.parent)
 
-        tested = clone.start("run-tests.sh", FASTTALK_REQUIRE_OLLAMA="1")
+        tested = clone.start("run-tests.sh", FASTTALK_REQUIRE_OLLAMA="1", FASTTALK_REQUIRE_REDIS="1")
+        one = clone.start("run-tests.sh", "-k", "a b")
 
         assert [
-            f"{ollama} -m pytest -m not pure and not embedded and not ollama",
-            f"{ollama} -m pytest --pure",
-            f"{ollama} -m pytest -m embedded or ollama",
+            f"{ollama} {redis} -m pytest -m not pure and not embedded and not ollama",
+            f"{ollama} {redis} -m pytest --pure",
+            f"{ollama} {redis} -m pytest -m embedded or ollama",
         ] == tested.stdout.splitlines()
         assert tested.stderr == ""
+        assert f"{ollama} {redis} -m pytest -k a b\n" == one.stdout
 
-    def test_ollama_required(self, clone: Clone) -> None:
-        """Where an Ollama is asked for and none is there, nothing is tested and the run fails."""
+    @pytest.mark.parametrize("name", ["OLLAMA", "REDIS"])
+    def test_one_is_required(self, clone: Clone, name: str) -> None:
+        """Where an Ollama or a Redis is asked for and none is there, nothing is tested and the run fails."""
         clone.with_environment('echo "$*"')
 
-        tested = clone.start("run-tests.sh", FASTTALK_REQUIRE_OLLAMA="1")
+        tested = clone.start("run-tests.sh", **{f"FASTTALK_REQUIRE_{name}": "1"})
 
         assert (tested.stdout, tested.returncode) == ("", 1)
+        assert f"FASTTALK_REQUIRE_{name} is 1" in tested.stderr
 
     def test_own_arguments(self, clone: Clone) -> None:
         """With options there is one run, theirs."""
         clone.with_environment('echo "$*"')
 
-        assert clone.start("run-tests.sh", "-k", "a b").stdout == "-m pytest -m not ollama -k a b\n"
+        expected = "-m pytest -m not ollama and not redis -k a b\n"
+        assert expected == clone.start("run-tests.sh", "-k", "a b").stdout
 
     @pytest.mark.parametrize("failing", ["not pure", "embedded and"])
     def test_any_failure_counts(self, clone: Clone, failing: str) -> None:
