@@ -13,7 +13,7 @@ from time import monotonic, time
 import structlog
 
 from llm_service import records
-from llm_service.errors import FastTalkError
+from llm_service.errors import FastTalkError, RecordTooLarge
 from llm_service.live_session import LiveSession
 from llm_service.records import SessionRecord
 from llm_service.stores.base import Store
@@ -159,6 +159,9 @@ class Archive:
             self._unsaved.discard(live)
             try:
                 await self._store.save(record.id, records.dump(record), ttl=self._ttl)
+            except RecordTooLarge as error:
+                # It would be too large the next time, too, and the others wait behind it.
+                _log.warning("session_not_saved", session_id=record.id, code=error.code, reason=error.message)
             except FastTalkError:
                 self._unsaved.add(live)
                 raise
