@@ -52,7 +52,9 @@ def _open(path: str, timeout: float) -> sqlite3.Connection:
     # Statements are their own transactions. Another process that writes is waited for a little shorter than a call.
     database = sqlite3.connect(file, timeout=timeout * 0.8, isolation_level=None, check_same_thread=False)
     try:
+        database.execute("BEGIN")  # what is looked at is of one moment, whoever makes the tables meanwhile
         _check(database, path)
+        database.execute("COMMIT")
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = NORMAL")
         database.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
