@@ -19,7 +19,7 @@ from llm_service.records import SessionRecord
 from llm_service.stores.base import Store
 
 # In seconds.
-SAVE_EVERY = 0.25
+LOOK_EVERY = 0.25
 CLAIM_SECONDS = 10.0
 RENEW_EVERY = 3.0
 ASK_EVERY = 0.05
@@ -40,6 +40,7 @@ class Archive:
         self._ttl = ttl
         self._patience = patience
         self._unsaved: set[LiveSession] = set()
+        self._changed = asyncio.Event()
         self._claimed: set[str] = set()
         self._to_claim: set[str] = set()
         self._to_delete: set[str] = set()
@@ -51,6 +52,7 @@ class Archive:
         """Have the session saved before long, where a crash would lose it otherwise."""
         if self._store.shared:
             self._unsaved.add(live)
+            self._changed.set()
             if live.known_as not in self._claimed:
                 self._to_claim.add(live.known_as)
 
@@ -68,7 +70,7 @@ class Archive:
             StoreUnavailable: it could not be saved, and is still ours.
         """
         self._unsaved.discard(live)
-        record = live.record(monotonic(), saved_at=saved_at)
+        record = live.record(monotonic(), whole=True, saved_at=saved_at)
         await self._store.save(record.id, records.dump(record), ttl=self._ttl)
         self._to_claim.discard(record.id)
         if record.id in self._claimed:
@@ -132,7 +134,10 @@ class Archive:
     async def _keep_up(self, lost: Callable[[str], None]) -> None:
         renewed_at = monotonic()
         while True:
-            await asyncio.sleep(SAVE_EVERY)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY):
+                    await self._changed.wait()
+            self._changed.clear()
             async with self._forgiven("session_store_behind"):
                 if monotonic() - renewed_at > RENEW_EVERY:
                     renewed_at = monotonic()
@@ -155,7 +160,7 @@ class Archive:
     async def _save_changed(self) -> None:
         while self._unsaved:
             live = next(iter(self._unsaved))
-            record = live.record(monotonic(), saved_at=time())
+            record = live.record(monotonic(), whole=False, saved_at=time())
             self._unsaved.discard(live)
             try:
                 await self._store.save(record.id, records.dump(record), ttl=self._ttl)

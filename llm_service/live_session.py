@@ -35,6 +35,7 @@ from llm_service.session import Session, SessionState
 # Whatever else a client may be told of events it cannot be sent.
 NO_LAST_SEQ = "last_seq was not given: events that were missed are not sent again; the conversation goes on"
 MISSED_TOO_MUCH = "events behind last_seq are not kept any more; the conversation goes on without them"
+CRASHED = "what was said last was lost with the process that said it; the conversation goes on from before, ask again"
 NEVER_SENT = "last_seq is past the last event that is known of the session; the conversation goes on from there"
 
 _log = structlog.get_logger(__name__)
@@ -96,11 +97,13 @@ class LiveSession:
         "known_as",
         "outbox",
         "session",
+        "whole",
     )
 
     def __init__(self, session: Session, workplace: Workplace, *, key: str = "") -> None:
         self.session = session
         self.key = key
+        self.whole = True  # False: it is what a crash left of a session
         self.known_as = ""  # the id that it was last told of by
         self.outbox = Outbox(max_bytes=workplace.max_pending_bytes, replay_bytes=workplace.replay_bytes)
         self._workplace = workplace
@@ -159,6 +162,9 @@ class LiveSession:
     def _missed(self, last_seq: int | None) -> tuple[list[bytes] | None, str]:
         if last_seq is None:
             return None, NO_LAST_SEQ
+        if not self.whole:
+            self.whole = True
+            return None, CRASHED
         if last_seq > self.outbox.sent:
             return None, NEVER_SENT
         missed = None if self.outbox.lost else self.outbox.replay.after(last_seq)
@@ -194,11 +200,14 @@ class LiveSession:
                 task.cancel()
             await asyncio.wait(self._tasks)
 
-    def record(self, now: float, *, saved_at: float | None = None) -> SessionRecord:
-        """Return what the store keeps of it."""
+    def record(self, now: float, *, whole: bool, saved_at: float | None = None) -> SessionRecord:
+        """Return what the store keeps of it; `whole` says that it is given up with this, and nobody listens."""
+        if whole:
+            self.outbox.number_waiting()
         replay = self.outbox.replay.record()
         wall = time() if saved_at is None else saved_at
-        return self.session.record(key=self.key, replay=replay, now=now, wall=wall)
+        whole = whole and not self.outbox.lost
+        return self.session.record(key=self.key, whole=whole, replay=replay, now=now, wall=wall)
 
     def carry_out(self, effects: Sequence[Effect]) -> None:
         """Do what the session asks for, in this order."""

@@ -117,6 +117,15 @@ class Outbox:
         while self._pending and type(self._pending[0][0]) is bytes:
             self._pop()  # it was missed once, and whoever comes back may have missed it again
 
+    def number_waiting(self) -> None:
+        """Give what waits its numbers, as if it had been written: there is no client, and who comes has missed it."""
+        self._write = _discard
+        while self._pending:
+            event = self._next()
+            assert not isinstance(event, bytes)
+            self._write_numbered(event)
+        self._write = _nowhere
+
     def go_on(self, answer: ServerEvent, missed: list[bytes]) -> None:
         """Send a client that came back the answer, with the number that is set, then what it missed and what waits."""
         if self._pending is _NOTHING:
@@ -246,6 +255,10 @@ class Outbox:
 def _nowhere(_: bytes) -> None:
     """Stand for a client that is not there; nothing is ever written to it."""
     raise AssertionError("nobody is attached")
+
+
+def _discard(_: bytes) -> None:
+    """Stand for a client that will say that it missed this."""
 
 
 def _nothing() -> None:

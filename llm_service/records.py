@@ -43,12 +43,14 @@ class EndedResponse(msgspec.Struct):
 class SessionRecord(msgspec.Struct):
     """One session. `key` is the digest of the API key it was opened with, "" where none was asked for.
 
+    `whole` says that nothing was said or asked after it was saved; it is false of what a crash left behind.
     `saved_at` is in seconds since the epoch; `age` and `idle` are in seconds at that time.
     """
 
     version: int
     id: str
     key: str
+    whole: bool
     saved_at: float
     age: float
     idle: float

@@ -136,6 +136,7 @@ class Resumption:
             return None  # it was saved by another version
         live = self._employ(session, record.key)
         live.outbox.restore(record.replay, events=wall - record.saved_at <= self._window)
+        live.whole = record.whole
         live.known_as = record.id
         self._known[record.id] = live
         self._resting[live] = now

@@ -349,16 +349,17 @@ class Session:
         self._set_config(config)
         return effects
 
-    def record(self, *, key: str, replay: ReplayRecord, now: float, wall: float) -> SessionRecord:
+    def record(self, *, key: str, whole: bool, replay: ReplayRecord, now: float, wall: float) -> SessionRecord:
         """Return what `restore` takes; a turn that is being answered is not in it.
 
-        `key` is kept with it; `wall` is the time in seconds since the epoch.
+        `key` and `whole` are kept with it; `wall` is the time in seconds since the epoch.
         """
         ended = self._ended
         return SessionRecord(
             version=VERSION,
             id=self.id,
             key=key,
+            whole=whole,
             saved_at=wall,
             age=now - self.started_at,
             idle=self.idle_seconds(now),

@@ -7,7 +7,8 @@ from llm_service import records
 from llm_service.engines.scripted import ScriptedEngine
 from llm_service.records import SessionRecord
 from llm_service.stores.sqlite import SQLiteStore
-from tests.live import ask, live_service, start
+from tests.live import Event, Live, ask, live_service, receive, send, start
+from tests.test_connection import scripted, text
 
 
 async def saved(store: SQLiteStore, session_id: str, turns: int) -> SessionRecord:
@@ -48,3 +49,83 @@ async def test_one_too_large_keeps_nobody_else_from_being_saved(tmp_path: Path) 
             assert "response_complete" == (await ask(large, "hello")).terminal["type"]
             await saved(store, large_id, 1)
         await store.aclose()
+
+
+def shared(path: Path, **settings: str) -> dict[str, str]:
+    return {"SESSION_STORE": "sqlite", "SQLITE_PATH": str(path / "sessions"), "RESUME_GENERATE": "30"} | settings
+
+
+async def begin(live: Live, count: int) -> tuple[str, list[Event]]:
+    """Ask for so many words and lose the connection after twenty of them; returns the session and its events."""
+    socket = await live.connect()
+    started = await start(socket)
+    await send(socket, "user_message", text=f"a {count}")
+    events = [started, *[await receive(socket) for _ in range(20)]]
+    socket.transport.abort()
+    await socket.wait_closed()
+    return started["session_id"], events
+
+
+async def rest_of(live: Live, session_id: str, events: list[Event]) -> tuple[Event, str]:
+    """Come back for what was missed; returns the answer and the text from the beginning to the end."""
+    async with live.connect() as socket:
+        await send(socket, "start_session", session_id=session_id, last_seq=events[-1]["seq"])
+        answer = await receive(socket)
+        if not answer["resumed"]:
+            return answer, ""
+        said = "".join(event.get("data", "") for event in events)
+        seq = answer["seq"]
+        while True:
+            event = await receive(socket)
+            assert seq + 1 == event["seq"]
+            seq = event["seq"]
+            if event["type"] != "token":
+                assert "response_complete" == event["type"]
+                return answer, said
+            said += event["data"]
+
+
+async def test_another_process_takes_a_session_over(tmp_path: Path) -> None:
+    """A client that comes back to another process gets the same text as from its own, though its response still ran."""
+    engine = scripted(400)
+    async with live_service(engine, shared(tmp_path)) as one, live_service(engine, shared(tmp_path)) as other:
+        session_id, events = await begin(one, 200)
+        answer, said = await rest_of(other, session_id, events)
+        assert (True, session_id, events[-1]["seq"]) == (answer["resumed"], answer["session_id"], answer["seq"])
+        assert text("a", 200) == said
+        assert 0 == one.service.resumption.resting
+
+
+async def test_a_restart_loses_nothing(tmp_path: Path) -> None:
+    """What a client missed before a restart, what waited for it included, is there after it."""
+    engine = scripted(2000)
+    async with live_service(engine, shared(tmp_path, DRAIN_TIMEOUT="5")) as live:
+        session_id, events = await begin(live, 300)
+    async with live_service(engine, shared(tmp_path)) as live:
+        answer, said = await rest_of(live, session_id, events)
+        assert answer["resumed"]
+        assert text("a", 300) == said
+
+
+async def test_what_a_crash_left_is_no_whole_session(tmp_path: Path) -> None:
+    """A session that its process did not give up is taken up as it was saved last; its client is to ask again."""
+    engine = scripted(2000)
+    async with live_service(engine, shared(tmp_path)) as live:
+        store = await SQLiteStore.open(str(tmp_path / "sessions"), timeout=5.0)
+        async with live.connect() as socket:
+            session_id = (await start(socket))["session_id"]
+            await ask(socket, "a 1")
+            record = await saved(store, session_id, 1)
+        assert not record.whole
+    # As a process that was killed leaves it: saved while it ran, and claimed by nobody who lives.
+    await store.save(session_id, records.dump(record), ttl=60.0)
+    await store.aclose()
+    async with live_service(engine, shared(tmp_path)) as live, live.connect() as socket:
+        await send(socket, "start_session", session_id=session_id, last_seq=record.replay.seq)
+        answer = await receive(socket)
+        assert (False, session_id) == (answer["resumed"], answer["session_id"])
+        assert "ask again" in answer["reason"]
+        await ask(socket, "b 1")
+        assert ["a 1", "a0", "b 1"] == [
+            message.content.strip() for message in engine.requests[-1].messages if message.role != "system"
+        ]

@@ -220,7 +220,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.desert()
         if self.session.state is SessionState.ACTIVE:
             replay = ReplayRecord(7, [])
-            stored = records.dump(self.session.record(key="k", replay=replay, now=self.now, wall=1000.0))
+            stored = records.dump(self.session.record(key="k", whole=True, replay=replay, now=self.now, wall=1000.0))
             record = records.load(stored)
             assert record is not None
             restored = Session.restore(record, DEFAULTS, new_id=self._new_id, now=self.now, wall=1000.0)
