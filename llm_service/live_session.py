@@ -232,7 +232,7 @@ class LiveSession:
 
     def _send(self, event: events.ServerEvent) -> None:
         if isinstance(event, events.SessionStarted):
-            self.outbox.begin(event)
+            self.outbox.put(event)
             if self.known_as != self.session.id:
                 self._workplace.metrics.sessions.inc()
                 self._workplace.started(self)

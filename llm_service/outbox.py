@@ -149,24 +149,14 @@ class Outbox:
         self._seq = record.seq
         self._written_before = -record.seq
 
-    def begin(self, event: SessionStarted) -> None:
-        """Put the first event of a session: numbers begin anew with it."""
-        if self._direct:
-            self._restart()
-        self.put(event)
-
     def put(self, event: ServerEvent) -> None:
         """Write an event, or queue it while the client takes none or is not there.
 
-        After `close` it is dropped: the client has been told that it was the end.
+        With a `SessionStarted` numbers begin anew. After `close` an event is dropped: the client has been told that it
+        was the end.
         """
         if self._direct:
-            self._seq = event.seq = self._seq + 1
-            if type(event) is Token:
-                self._write(encode(event))
-                self._replay.tokens.append(event.data)
-            else:
-                self._write_other(event)
+            self._write_numbered(event)
         elif not (self._closing or self.lost):
             weight = _weight(event)
             if self._pending is _NOTHING:
@@ -213,16 +203,12 @@ class Outbox:
         if type(event) is SessionStarted:
             self._restart()
         self._seq = event.seq = self._seq + 1
-        if type(event) is Token:
-            self._write(encode(event))
-            self._replay.tokens.append(event.data)
-        else:
-            self._write_other(event)
-
-    def _write_other(self, event: ServerEvent) -> None:
         frame = encode(event)
         self._write(frame)
-        self._replay.add(frame)
+        if type(event) is Token:
+            self._replay.tokens.append(event.data)
+        else:
+            self._replay.add(frame)
 
     def _finish(self) -> None:
         if not self._finished:

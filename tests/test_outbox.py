@@ -55,11 +55,11 @@ def test_numbers_begin_anew_with_a_session() -> None:
     """The first event of a session has seq 1, whether it was written at once or had to wait; all are counted."""
     client = Client()
     client.outbox.put(Queued(position=1))
-    client.outbox.begin(started(1))
+    client.outbox.put(started(1))
     client.outbox.put(Queued(position=2))
     client.outbox.pause()
     client.outbox.put(Queued(position=3))
-    client.outbox.begin(started(2))
+    client.outbox.put(started(2))
     client.outbox.put(Queued(position=4))
     client.outbox.resume()
     assert [1, 1, 2, 3, 1, 2] == [frame["seq"] for frame in client.frames]
@@ -215,7 +215,7 @@ def test_without_a_client_everything_waits() -> None:
 def test_what_was_missed_comes_first_and_once() -> None:
     """Missed events come behind the answer, before what waits; a client that is lost within them misses none twice."""
     client = Client()
-    client.outbox.begin(started(1))
+    client.outbox.put(started(1))
     for word in ("a ", "b ", "c "):
         client.outbox.put(Token(data=word))
     client.outbox.detach()
@@ -240,7 +240,7 @@ def test_what_was_missed_comes_first_and_once() -> None:
 def test_a_gap_is_forgotten_whole() -> None:
     """After `forget` nothing of what was, or waited, goes to anybody, and numbers go on."""
     client = Client()
-    client.outbox.begin(started(1))
+    client.outbox.put(started(1))
     client.outbox.put(Token(data="a"))
     client.outbox.detach()
     client.outbox.put(Token(data="b"))
@@ -255,7 +255,7 @@ def test_a_gap_is_forgotten_whole() -> None:
 def test_numbers_go_on_where_another_left() -> None:
     """A restored outbox has what was written, and the next number."""
     client, other = Client(), Client()
-    client.outbox.begin(started(1))
+    client.outbox.put(started(1))
     client.outbox.put(Token(data="a"))
     other.outbox.restore(client.outbox.replay.record(), events=True)
     assert client.outbox.replay.after(0) == other.outbox.replay.after(0)
