@@ -16,6 +16,11 @@ class Counters:
     errors: int = 0
     turns: int = 0
 
+    def add(self, other: Self) -> None:
+        """Count what another counted, too."""
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
     def since(self, before: Self) -> Self:
         """Return what was counted since then."""
         return type(self)(

@@ -101,7 +101,7 @@ class SessionManager:
         self._sessions.remove(session)
         self._sessions_closed += 1
         self._closed_seconds += now - session.started_at
-        _add(self._closed, session.counters)
+        self._closed.add(session.counters)
 
     def note_error(self, *, code: str, category: str, severity: str, at: float) -> None:
         """Count an error that a client was told of; `at` is in seconds since the epoch."""
@@ -111,9 +111,9 @@ class SessionManager:
     def totals(self) -> Counters:
         """Return what all sessions did so far, living and gone."""
         total = Counters()
-        _add(total, self._closed)
+        total.add(self._closed)
         for session in self._sessions:
-            _add(total, session.counters)
+            total.add(session.counters)
         return total
 
     def statistics(self, now: float, *, circuit_breakers: Mapping[str, object]) -> dict[str, object]:
@@ -149,8 +149,3 @@ class SessionManager:
             "circuit_breakers": circuit_breakers,
         }
         return {"connections": connections, "conversations": conversations, "errors": errors}
-
-
-def _add(total: Counters, counters: Counters) -> None:
-    for name, value in asdict(counters).items():
-        setattr(total, name, getattr(total, name) + value)
