@@ -15,7 +15,7 @@ delivers for an ended response is ignored by its number.
 import enum
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Self
+from typing import Self
 
 import msgspec
 
@@ -319,9 +319,7 @@ class Session:
         `greeted` says whether its connection was told of a session before.
         """
         effects = self._come_back(event, now)
-        answer: events.SessionStarted | events.SessionConfigured = (
-            self._configured(event.config or SessionConfig(), resumed=True) if greeted else self._started(resumed=True)
-        )
+        answer = self._answer(event.config or SessionConfig(), greeted=greeted, resumed=True)
         answer.seq = event.last_seq or 0
         return answer, effects
 
@@ -332,10 +330,8 @@ class Session:
         """
         effects: list[Effect] = [effect for effect in self._stop_all() if not isinstance(effect, Send)]
         effects += self._come_back(event, now)
-        if greeted:
-            config = event.config or SessionConfig()
-            return [*effects, Send(self._configured(config, resumed=False, reason=reason))]
-        return [*effects, Send(self._started(resumed=False, reason=reason))]
+        config = event.config or SessionConfig()
+        return [*effects, Send(self._answer(config, greeted=greeted, resumed=False, reason=reason))]
 
     def _come_back(self, event: events.StartSession, now: float) -> list[Effect]:
         self._active_at = now
@@ -410,13 +406,13 @@ class Session:
         if (error := self._defaults.refusal(config)) is not None:
             return [self._error(error)]
         effects = self._leave()
-        refused = None if event.session_id is None else UNKNOWN_SESSION
+        resumed = None if event.session_id is None else False
         if self._greeted and self._state is SessionState.ACTIVE:
             self._begin(config, now, keep_id=True)
-            return [*effects, Send(self._configured(config, **_refused(refused)))]
+            return [*effects, Send(self._answer(config, greeted=True, resumed=resumed))]
         if self._state is not SessionState.NEW:
             self._begin(config, now)
-        return effects + self._activate(config, now, refused=refused)
+        return effects + self._activate(config, now, resumed=resumed)
 
     def _user_message(self, event: events.UserMessage, now: float) -> list[Effect]:
         if self._refusing is not None:
@@ -451,7 +447,7 @@ class Session:
         if (error := self._defaults.refusal(config)) is not None:
             return [*effects, self._error(error)]
         effects += self._reconfigure(config)
-        return [*effects, Send(self._configured(event.config))]
+        return [*effects, Send(self._answer(event.config, greeted=True))]
 
     def _cancel(self) -> list[Effect]:
         self._cut_short()
@@ -682,26 +678,30 @@ class Session:
             self._begin(SessionConfig(), now)
         return self._activate(SessionConfig(), now)
 
-    def _activate(self, config: SessionConfig, now: float, *, refused: str | None = None) -> list[Effect]:
+    def _activate(self, config: SessionConfig, now: float, *, resumed: bool | None = None) -> list[Effect]:
         self._state = SessionState.ACTIVE
         self._active_at = now
         self._set_config(config)
-        return [Send(self._started(**_refused(refused)))]
+        return [Send(self._answer(config, greeted=False, resumed=resumed))]
 
-    def _started(self, *, resumed: bool | None = None, reason: str | None = None) -> events.SessionStarted:
+    def _answer(
+        self,
+        config: SessionConfig,
+        *,
+        greeted: bool,
+        resumed: bool | None = None,
+        reason: str = UNKNOWN_SESSION,
+    ) -> events.SessionStarted | events.SessionConfigured:
+        """Return what answers a configuration: a client that was greeted has been told of its session before.
+
+        `reason` is told where `resumed` is False.
+        """
+        provider, why = self._defaults.provider, reason if resumed is False else None
+        if greeted:
+            sent = config_as_sent(config)
+            return events.SessionConfigured(config=sent, provider=provider, resumed=resumed, reason=why)
         return events.SessionStarted(
-            session_id=self.id,
-            provider=self._defaults.provider,
-            model=self._choices.model,
-            resumed=resumed,
-            reason=reason,
-        )
-
-    def _configured(
-        self, config: SessionConfig, *, resumed: bool | None = None, reason: str | None = None
-    ) -> events.SessionConfigured:
-        return events.SessionConfigured(
-            config=config_as_sent(config), provider=self._defaults.provider, resumed=resumed, reason=reason
+            session_id=self.id, provider=provider, model=self._choices.model, resumed=resumed, reason=why
         )
 
     def _set_config(self, config: SessionConfig) -> None:
@@ -713,10 +713,6 @@ class Session:
     def _error(self, error: FastTalkError, *, id: str | None = None, terminal: bool = False) -> Send:  # noqa: A002
         self.counters.errors += 1
         return Send(events.error_event(error, id=id, terminal=terminal))
-
-
-def _refused(reason: str | None) -> dict[str, Any]:
-    return {} if reason is None else {"resumed": False, "reason": reason}
 
 
 def _bounds(choices: Choices) -> dict[str, int]:
