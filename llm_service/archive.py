@@ -120,7 +120,7 @@ class Archive:
         lost: Callable[[str], None],
         hand_over: Callable[[str], Coroutine[None, None, None]],
     ) -> AsyncGenerator[None, None]:
-        """Save and claim in the background until the block is left; what is unsaved then is saved last.
+        """Save and claim in the background until the block is left; `put` what is unsaved before that.
 
         `lost` gets the ids of sessions that another process took, `hand_over` those that one asks for.
         """

@@ -183,7 +183,6 @@ class LiveSession:
 
     def watch(self, now: float) -> None:
         """See to what has deadlines; called a few times a second."""
-        self.count_sent()
         if self.session.running is not None:
             self.carry_out(self.session.overdue(now))
 

@@ -122,8 +122,7 @@ class Resumption:
 
     def resume(self, live: LiveSession, listener: Listener, event: StartSession, now: float, *, greeted: bool) -> None:
         """Let the session speak to this connection, from the event on that its client missed."""
-        self._resting.pop(live, None)
-        self._alone.discard(live)
+        self._wake(live)
         whole = live.resume(listener, event, now, greeted=greeted)
         self._metrics.count_resume("whole" if whole else "gap")
         _log.info("session_resumed", session_id=live.session.id, whole=whole)
@@ -190,10 +189,10 @@ class Resumption:
                 self._spawn(live.closed())
 
     async def hand_over(self, session_id: str) -> None:
-        """Give a session up for another process, once its response is over.
+        """Give a session up for another process, once its response is over. One that cannot be saved is lost.
 
         Raises:
-            StoreUnavailable: it cannot be saved, and stays here.
+            StoreUnavailable: the claim of a session that is not here could not be given up.
         """
         live = self._known.get(session_id)
         if live is None:
@@ -227,8 +226,8 @@ class Resumption:
 
     def _let_go(self, live: LiveSession, now: float) -> None:
         """Leave a session to the store alone."""
-        since = self._resting.pop(live, now)
-        self._alone.discard(live)
+        since = self._resting[live]
+        self._wake(live)
         self._spawn(self._put_away(live, saved_at=time() - (now - since)))
 
     async def _put_away(self, live: LiveSession, saved_at: float | None = None) -> None:
@@ -251,9 +250,13 @@ class Resumption:
             self._archive.ended(live, live.known_as)
         live.known_as = ""
 
-    def _forget(self, live: LiveSession, now: float) -> None:
+    def _wake(self, live: LiveSession) -> None:
+        """Take note that it rests here no longer, if it did."""
         self._resting.pop(live, None)
         self._alone.discard(live)
+
+    def _forget(self, live: LiveSession, now: float) -> None:
+        self._wake(live)
         self._manager.forget(live.session, now)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
