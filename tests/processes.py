@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,6 +28,21 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
     return port
+
+
+def found_program(name: str, *, brought: Path, variable: str, how: str) -> str:
+    """Return a program that tests need: FASTTALK_TEST_`variable`, the one on the PATH, or the one that was `brought`.
+
+    Without one the test is skipped, or fails if FASTTALK_REQUIRE_`variable` is 1; `how` says how to have it.
+    """
+    named = os.environ.get(f"FASTTALK_TEST_{variable}", "")
+    found = named or shutil.which(name) or (str(brought) if brought.is_file() else "")
+    if found:
+        return found
+    reason = f"no {name} was found: {how}, FASTTALK_TEST_{variable} names one"
+    if os.environ.get(f"FASTTALK_REQUIRE_{variable}") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 def until(condition: Callable[[], object], what: str) -> None:

@@ -1,8 +1,6 @@
 """Real engines for tests: the embedded llama.cpp and a local Ollama, each started once a session at most."""
 
 import os
-import shutil
-import socket
 import subprocess
 import time
 import urllib.error
@@ -19,6 +17,7 @@ from llm_service.devices import LlamaCppOptions
 from llm_service.engines.base import Engine
 from llm_service.engines.llama_cpp import LlamaCppEngine
 from llm_service.engines.model_files import bundled
+from tests.processes import found_program, free_port
 
 EMBEDDED_WINDOW = 2048
 OLLAMA_MODEL = "smollm2"
@@ -57,11 +56,11 @@ async def embedded_engine(embedded_model_path: Path) -> AsyncGenerator[LlamaCppE
 @pytest.fixture(scope="session")
 def ollama_server(tmp_path_factory: pytest.TempPathFactory, embedded_model_path: Path) -> Iterator[OllamaServer]:
     """A real Ollama on a free loopback port, with SmolLM2 as `smollm2`; nothing of the user's is touched."""
-    program = _find_ollama()
+    program = found_program(
+        "ollama", brought=_BUILT_OLLAMA, variable="OLLAMA", how="scripts/build-ollama.sh builds one"
+    )
     home = tmp_path_factory.mktemp("ollama")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     environment = {
         "PATH": os.environ.get("PATH", ""),
         "HOME": str(home),
@@ -100,17 +99,6 @@ def borrowed(engine: object) -> Engine:
             """Leave it open for the next test."""
 
     return cast("Engine", Borrowed())
-
-
-def _find_ollama() -> str:
-    named = os.environ.get("FASTTALK_TEST_OLLAMA", "")
-    found = named or shutil.which("ollama") or (str(_BUILT_OLLAMA) if _BUILT_OLLAMA.is_file() else "")
-    if found:
-        return found
-    reason = "no Ollama was found: scripts/build-ollama.sh builds one, FASTTALK_TEST_OLLAMA names one"
-    if os.environ.get("FASTTALK_REQUIRE_OLLAMA") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 def _wait_until_ready(url: str, server: subprocess.Popen[bytes], log: Path) -> None:

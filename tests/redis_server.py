@@ -1,7 +1,5 @@
 """A real Redis for tests, started once a session at most."""
 
-import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import found_program, free_port
+
 _FETCHED = Path("~/.cache/fasttalk/redis/redis-server").expanduser()
 _START_SECONDS = 20.0
 
@@ -20,9 +20,7 @@ class RedisServer:
     """A Redis on a free loopback port that writes nothing to the disk."""
 
     def __init__(self, program: str, *arguments: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self._command = [program, "--bind", "127.0.0.1", "--port", str(self.port), "--save", "", *arguments]
         self._folder = tempfile.TemporaryDirectory()
         self._process: subprocess.Popen[bytes] | None = None
@@ -74,14 +72,7 @@ class RedisServer:
 @pytest.fixture(scope="session")
 def redis_program() -> str:
     """The redis-server to test with."""
-    named = os.environ.get("FASTTALK_TEST_REDIS", "")
-    found = named or shutil.which("redis-server") or (str(_FETCHED) if _FETCHED.is_file() else "")
-    if found:
-        return found
-    reason = "no redis-server was found: scripts/fetch-redis.sh fetches one, FASTTALK_TEST_REDIS names one"
-    if os.environ.get("FASTTALK_REQUIRE_REDIS") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)
+    return found_program("redis-server", brought=_FETCHED, variable="REDIS", how="scripts/fetch-redis.sh fetches one")
 
 
 @pytest.fixture(scope="session")
