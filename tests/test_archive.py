@@ -8,7 +8,7 @@ from llm_service.engines.scripted import ScriptedEngine
 from llm_service.records import SessionRecord
 from llm_service.stores.sqlite import SQLiteStore
 from tests.live import Event, Live, ask, live_service, receive, send, start
-from tests.test_connection import scripted, text
+from tests.talk import scripted, text
 
 
 async def saved(store: SQLiteStore, session_id: str, turns: int) -> SessionRecord:

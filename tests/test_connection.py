@@ -4,8 +4,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import socket as sockets
-import struct
 import time
 from collections.abc import AsyncGenerator, Iterator
 
@@ -19,20 +17,7 @@ from llm_service.engines.scripted import Fault, ScriptedEngine
 from llm_service.errors import EngineUnreachable, GenerationFailed
 from llm_service.generation import Finish, GenerationRequest, Sink
 from tests.live import Live, ask, collect, live_service, receive, send, start
-
-
-def words(request: GenerationRequest) -> Iterator[str]:
-    """Answer with the number of words that the user's message names, each with the message's tag."""
-    tag, count = request.messages[-1].content.split()
-    return (f"{tag}{number} " for number in range(int(count)))
-
-
-def text(tag: str, count: int) -> str:
-    return "".join(f"{tag}{number} " for number in range(count))
-
-
-def scripted(tokens_per_second: float) -> ScriptedEngine:
-    return ScriptedEngine(words, tokens_per_second=tokens_per_second, models=())
+from tests.talk import handshake, history, idle, masked, scripted, text, words
 
 
 @pytest.fixture
@@ -44,22 +29,6 @@ def engine() -> ScriptedEngine:
 async def live(engine: ScriptedEngine) -> AsyncGenerator[Live, None]:
     async with live_service(engine) as running:
         yield running
-
-
-def history(engine: ScriptedEngine) -> list[tuple[str, str]]:
-    """Return what the engine was last asked, without the system prompt."""
-    system, *said = engine.requests[-1].messages
-    assert "system" == system.role
-    return [(message.role, message.content) for message in said]
-
-
-async def idle(engine: ScriptedEngine) -> float:
-    """Wait until nothing runs in the engine; returns the seconds it took."""
-    began = time.monotonic()
-    async with asyncio.timeout(5):
-        while engine.running:
-            await asyncio.sleep(0.001)
-    return time.monotonic() - began
 
 
 async def closed(socket: object) -> ConnectionClosed:
@@ -386,8 +355,8 @@ class TestLimits:
     async def test_answers_that_echo_are_bounded_too(self, engine: ScriptedEngine) -> None:
         """What waits for a client that does not read is bounded, whatever kind of event it is."""
         async with live_service(engine) as live:
-            raw = await _handshake(live.port)
-            message = _masked(json.dumps({"type": "update_config", "config": {"system_prompt": "x" * 32_000}}))
+            raw = await handshake(live.port)
+            message = masked(json.dumps({"type": "update_config", "config": {"system_prompt": "x" * 32_000}}))
             loop = asyncio.get_running_loop()
             waiting = 0
             with contextlib.suppress(OSError):
@@ -404,9 +373,9 @@ class TestLimits:
         monkeypatch.setattr("llm_service.protocols.FLUSH_GRACE", 0.05)
         engine = ScriptedEngine(lambda _: ["x" * 50_000] * 100, tokens_per_second=10_000, models=())
         async with live_service(engine) as live:
-            raw = await _handshake(live.port)
+            raw = await handshake(live.port)
             loop = asyncio.get_running_loop()
-            await loop.sock_sendall(raw, _masked(json.dumps({"type": "user_message", "text": "a 1"})))
+            await loop.sock_sendall(raw, masked(json.dumps({"type": "user_message", "text": "a 1"})))
             async with asyncio.timeout(10):
                 while not any(connection.live.outbox.paused for connection in live.service.connections):
                     await asyncio.sleep(0.001)
@@ -425,9 +394,9 @@ class TestLimits:
         engine = scripted(1_000_000)
         environment = {"SEND_TIMEOUT": "0.5", "MAX_PENDING_BYTES": "65536"}
         async with live_service(engine, environment, context_window=10_000_000) as live:
-            raw = await _handshake(live.port)
-            raw.send(_masked(json.dumps({"type": "start_session", "config": {"max_tokens": 1_000_000}})))
-            raw.send(_masked(json.dumps({"type": "user_message", "text": "x 1000000"})))
+            raw = await handshake(live.port)
+            raw.send(masked(json.dumps({"type": "start_session", "config": {"max_tokens": 1_000_000}})))
+            raw.send(masked(json.dumps({"type": "user_message", "text": "x 1000000"})))
             began = time.monotonic()
             async with asyncio.timeout(10):
                 while not live.service.connections:
@@ -450,7 +419,7 @@ class TestKeys:
             {"subprotocols": ["fasttalk", "fasttalk.api-key.right-key"]},
         ],
     )
-    async def test_a_key_in_the_handshake(self, engine: ScriptedEngine, options: dict[str, object]) -> None:
+    async def test_a_key_in_thehandshake(self, engine: ScriptedEngine, options: dict[str, object]) -> None:
         """A header or a subprotocol carries the key."""
         async with live_service(engine, KEYS) as live, live.connect(**options) as socket:
             await start(socket)
@@ -569,25 +538,3 @@ async def test_ten_thousand_malformed_messages(engine: ScriptedEngine, caplog: p
     print(f"\n{sent} malformed messages on one socket")
     assert sent >= 10_000
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR or record.exc_info]
-
-
-async def _handshake(port: int) -> sockets.socket:
-    """Open a WebSocket by hand, on a socket that takes little and is never read."""
-    raw = sockets.socket()
-    raw.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, 4096)
-    raw.setblocking(False)
-    loop = asyncio.get_running_loop()
-    await loop.sock_connect(raw, ("127.0.0.1", port))
-    await loop.sock_sendall(
-        raw,
-        b"GET /ws/llm HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n",
-    )
-    assert b"101" in await loop.sock_recv(raw, 4096)
-    return raw
-
-
-def _masked(message: str) -> bytes:
-    data = message.encode()
-    head = struct.pack("!BB", 0x81, 0x80 | len(data)) if len(data) < 126 else struct.pack("!BBH", 0x81, 0xFE, len(data))
-    return head + b"\0\0\0\0" + data

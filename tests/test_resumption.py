@@ -12,7 +12,7 @@ from websockets.exceptions import ConnectionClosed
 from llm_service.engines.scripted import ScriptedEngine
 from llm_service.generation import GenerationRequest
 from tests.live import TERMINAL, Event, Live, ask, collect, live_service, receive, send, start
-from tests.test_connection import _handshake, _masked, history, idle, scripted, text, words
+from tests.talk import handshake, history, idle, masked, scripted, text, words
 
 GENEROUS = {"RESUME_GENERATE": "30", "LLM_MAX_CONNECTIONS": "500"}
 
@@ -120,9 +120,9 @@ class TestNothingIsLost:
         engine = ScriptedEngine(long_words, tokens_per_second=2000, models=())
         environment = {"SEND_TIMEOUT": "0.2", "MAX_PENDING_BYTES": "67108864", "RESUME_BUFFER_BYTES": "67108864"}
         async with live_service(engine, environment | GENEROUS) as live:
-            frozen, loop = await _handshake(live.port), asyncio.get_running_loop()
-            await loop.sock_sendall(frozen, _masked('{"type":"start_session"}'))
-            await loop.sock_sendall(frozen, _masked('{"type":"user_message","text":"a 1000"}'))
+            frozen, loop = await handshake(live.port), asyncio.get_running_loop()
+            await loop.sock_sendall(frozen, masked('{"type":"start_session"}'))
+            await loop.sock_sendall(frozen, masked('{"type":"user_message","text":"a 1000"}'))
             async with asyncio.timeout(10):
                 while not live.service.resumption.resting:
                     await asyncio.sleep(0.01)
