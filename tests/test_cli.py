@@ -178,7 +178,9 @@ class TestCalls:
 
     def test_interrupted_by_a_signal(self) -> None:
         """Ctrl-C in the middle of a command leaves no traceback."""
-        code = "import time, llm_service.cli as c; c._config = lambda o: (print('on', flush=True), time.sleep(60))"
+        # Many short sleeps: a signal that comes just before a sleep begins does not cut that sleep short.
+        waiting = "lambda o: (print('on', flush=True), [time.sleep(0.01) for _ in range(6000)])"
+        code = f"import time, llm_service.cli as c; c._config = {waiting}"
         with subprocess.Popen(
             [sys.executable, "-c", f"{code}; c.main(['config'])"],
             cwd=ROOT,
