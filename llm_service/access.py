@@ -14,25 +14,42 @@ KEY_SUBPROTOCOL_PREFIX = "fasttalk.api-key."
 
 
 class AccessPolicy:
-    """The allowlists of one service.
+    """The allowlists of one service. Keys are kept as digests, and may change while it runs.
 
     `allowed_origins` are exact (`scheme://host[:port]`), or `*` for any. The loopback origins on `port` are
     always allowed: pages the service itself serves come from there, and a foreign name cannot be rebound to
     them. The Host header is never asked, since an attacker's page chooses it.
     """
 
-    def __init__(self, *, api_keys: Iterable[str] = (), allowed_origins: Iterable[str] = (), port: int) -> None:
-        self._digests = tuple(_digest(key) for key in api_keys)
+    def __init__(
+        self,
+        *,
+        api_keys: Iterable[str] = (),
+        allowed_origins: Iterable[str] = (),
+        port: int,
+        keys_change: bool = False,
+    ) -> None:
+        self._fixed = self._digests = frozenset(map(_digest, api_keys))
+        # Of keys that come and go, all may go: that lets nobody in, not everybody.
+        self._needs_key = keys_change or bool(self._digests)
         own = {f"http://{host}:{port}" for host in ("localhost", "127.0.0.1", "[::1]")}
         self._origins = frozenset(allowed_origins) | own
 
     @property
     def needs_key(self) -> bool:
-        return bool(self._digests)
+        return self._needs_key
+
+    def change_keys(self, api_keys: Iterable[str]) -> None:
+        """Let these keys in from now on, beside those of the start, and no others."""
+        self._digests = self._fixed.union(map(_digest, api_keys))
+
+    def revoked(self, digest: str) -> bool:
+        """Whether the key that `digest` stands for was let in once and is so no more; "" stands for none."""
+        return digest != "" and bytes.fromhex(digest) not in self._digests
 
     def digest(self, key: str | None) -> str:
         """Return what stands for a key with the sessions it opened; "" where no key is asked for."""
-        return _digest(key).hex() if self._digests and key else ""
+        return _digest(key).hex() if self._needs_key and key else ""
 
     def allows_origin(self, origins: Sequence[str]) -> bool:
         """Whether a handshake with these Origin headers may go on: none at all, or one that is allowed."""
@@ -42,7 +59,7 @@ class AccessPolicy:
 
     def accepts_key(self, key: str | None) -> bool:
         """Whether the key is one of ours; takes as long for a wrong one as for a right one."""
-        if not self._digests:
+        if not self._needs_key:
             return True
         digest = _digest(key or "")
         matches = [hmac.compare_digest(digest, known) for known in self._digests]

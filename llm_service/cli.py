@@ -114,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     service = argparse.ArgumentParser(add_help=False)
     service.add_argument("--url", help="its WebSocket (default: ws://localhost:LLM_PORT/ws/llm)")
     service.add_argument(
-        "--api-key", metavar="KEY", help="where one is asked for (default, without --url: the first of API_KEYS)"
+        "--api-key", metavar="KEY", help="where one is asked for (default, without --url: the first of ours)"
     )
 
     chat = commands.add_parser("chat", parents=[service], help="talk to a running service in the terminal")
@@ -247,8 +247,12 @@ def _bench(options: argparse.Namespace) -> int:
 
 def _url_and_key(options: argparse.Namespace) -> tuple[str, str]:
     """Return where the service is and the key to bring: our own key goes to our own address alone."""
+    from llm_service.key_file import KeyFile
+
     settings = _settings(options)
     keys = [key.get_secret_value() for key in settings.api_keys]
+    if settings.api_keys_file and not keys and not (options.url or options.api_key):
+        keys = list(KeyFile(Path(settings.api_keys_file)).load())
     own = f"ws://{_own_host(settings.llm_host)}:{settings.llm_port}/ws/llm"
     return options.url or own, options.api_key or (keys[0] if keys and not options.url else "")
 

@@ -176,7 +176,12 @@ class Settings(BaseSettings):
     allowed_origins: CommaSeparated = Field(
         (), description="web origins that may connect, comma-separated, or *; the service's own is always allowed"
     )
-    api_keys: CommaSeparatedSecrets = Field((), description="comma-separated; empty: no key is asked for")
+    api_keys: CommaSeparatedSecrets = Field(
+        (), description="comma-separated; empty, and no API_KEYS_FILE: no key is asked for"
+    )
+    api_keys_file: str = Field(
+        "", description="further keys, one a line, # before comments; read again and again: a key that goes is revoked"
+    )
     header_timeout: Seconds = Field(5.0, description="seconds for a request's headers to arrive")
     first_message_timeout: Seconds = Field(10.0, description="seconds for a client's first message to arrive")
     max_message_bytes: int = Field(65_536, ge=1024, le=16_777_216, description="longest WebSocket message")
@@ -207,7 +212,7 @@ class Settings(BaseSettings):
         # As it was written: whoever wrote something there wants the service closed.
         if isinstance(value, str):
             keys = [key.strip() for key in value.split(",")]
-            if not all(key and key.isascii() and key.isprintable() and " " not in key for key in keys):
+            if not all(map(is_key, keys)):
                 raise ValueError("each key must be printable ASCII without spaces, as headers carry it, and not empty")
         return value
 
@@ -292,6 +297,11 @@ class _MappingSource(EnvSettingsSource):
     def _load_env_vars(self) -> Mapping[str, str | None]:
         given = {name.lower(): value for name, value in self._environment.items()}
         return {name: value for name, value in given.items() if value.strip() or name in TOLD_BY_BEING_EMPTY}
+
+
+def is_key(text: str) -> bool:
+    """Whether this can be an API key: printable ASCII without spaces, as headers carry it."""
+    return text != "" and text.isascii() and text.isprintable() and " " not in text
 
 
 def variables() -> dict[str, FieldInfo]:

@@ -171,6 +171,17 @@ class Connection:
         self._carry_out(self.session.abort(ShuttingDown(STOPPING)))
         self._close(CloseCode.SHUTDOWN, "shutting down")
 
+    def revoke(self) -> None:
+        """Stop what runs, and close with 3500: the client's key counts no more."""
+        if self._over:
+            return
+        _log.info("key_revoked", session_id=self.session.id)
+        error = Unauthorized("this key was revoked; connect with another")
+        self._carry_out(self.session.abort(error) or self.session.tell(error))
+        self._close(CloseCode.BAD_KEY, "key revoked")
+        if self._live.outbox.paused:
+            self._wire.abort()  # it takes nothing for now, and is to get nothing later
+
     def drain(self) -> None:
         """Let the running response finish, then close with 3001: connect again, elsewhere."""
         self._draining = True
@@ -283,7 +294,7 @@ class Connection:
             return
         if not (isinstance(event, StartSession) and self._accepts_key(event.api_key)):
             if isinstance(event, StartSession) and event.api_key:
-                raise Unauthorized("this key is not known; see API_KEYS")
+                raise Unauthorized("this key is not known; see API_KEYS and API_KEYS_FILE")
             raise Unauthorized(
                 "this service asks for a key: send it as the header 'Authorization: Bearer KEY', or as api_key in "
                 "a first start_session message"

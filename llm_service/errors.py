@@ -159,7 +159,7 @@ class OriginNotAllowed(ClientError):
 
 
 class Unauthorized(ClientError):
-    """The service asks for a key and got none, or a wrong one; HTTP 401, or closed with 3500."""
+    """The service asks for a key and got none, a wrong one, or one that was revoked; HTTP 401, or closed with 3500."""
 
     code = "unauthorized"
     category = "connection"

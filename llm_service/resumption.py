@@ -170,6 +170,12 @@ class Resumption:
         for live in tuple(takewhile(lambda live: now - self._resting[live] > self._window, self._resting)):
             self._let_go(live, now)
 
+    def revoke(self, revoked: Callable[[str], bool]) -> None:
+        """Stop the responses whose client is away, and whose key's digest `revoked` says is of no use any more."""
+        for live in [each for each in self._alone if revoked(each.key)]:
+            live.desert()
+            self._archive.changed(live)
+
     def drop(self, live: LiveSession, now: float) -> None:
         """Forget a session that is over."""
         self._unknow(live)

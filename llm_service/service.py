@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from time import monotonic
 from types import TracebackType
 from typing import Literal, Self
@@ -28,6 +29,7 @@ from llm_service.errors import EngineError
 from llm_service.events import ErrorBody
 from llm_service.generation import SamplingParams
 from llm_service.idle_work import IdleWork
+from llm_service.key_file import KeyFile
 from llm_service.live_session import LiveSession, Workplace
 from llm_service.metrics import BreakerState, Metrics, shared_registry
 from llm_service.resumption import Resumption
@@ -57,7 +59,7 @@ class Service:
     it closes the engine. A background task that fails brings the service down, loudly.
 
     Raises on entering:
-        StartupError: there is no such device or engine, or the model cannot be had.
+        StartupError: there is no such device or engine, the model cannot be had, or API_KEYS_FILE is broken.
     """
 
     def __init__(self, settings: Settings, *, opener: EngineOpener = open_engine, metrics_folder: str = "") -> None:
@@ -65,10 +67,12 @@ class Service:
         self.registry = CollectorRegistry()
         self.exposed = shared_registry(metrics_folder) if metrics_folder else self.registry
         self.metrics = Metrics(self.registry, version=__version__)
+        self._key_file = KeyFile(Path(settings.api_keys_file)) if settings.api_keys_file else None
         self.access = AccessPolicy(
             api_keys=(key.get_secret_value() for key in settings.api_keys),
             allowed_origins=settings.allowed_origins,
             port=settings.llm_port,
+            keys_change=self._key_file is not None,
         )
         self.limits = ConnectionLimits(
             greeting_delay=settings.greeting_delay_ms / 1000,
@@ -95,6 +99,8 @@ class Service:
 
     async def __aenter__(self) -> Self:
         settings = self.settings
+        if self._key_file is not None:
+            self.access.change_keys(self._key_file.load())
         try:
             self.opened = await self._opener(settings)
             self._stack.push_async_callback(self.opened.engine.aclose)
@@ -110,7 +116,10 @@ class Service:
             await self.health.check()
             psutil.cpu_percent()  # the first call only sets the point from which the next one measures
             tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
-            for work in (self.health.watch(), self._watch_connections()):
+            works = [self.health.watch(), self._watch_connections()]
+            if self._key_file is not None:
+                works.append(self._key_file.watch(self._use_keys))
+            for work in works:
                 self._stack.callback(tasks.create_task(work).cancel)
         except BaseException:
             await self._stack.aclose()
@@ -167,11 +176,21 @@ class Service:
         """Take note of a connection; `leave` must follow."""
         self.connections.add(connection)
         self.empty.clear()
+        if self.access.revoked(connection.live.key):
+            connection.revoke()  # while the handshake was answered
 
     def leave(self, connection: Connection) -> None:
         """Forget a connection that is gone."""
         self.connections.discard(connection)
         self._look_if_empty()
+
+    def _use_keys(self, keys: Sequence[str]) -> None:
+        """Let these keys in; what others opened ends at once."""
+        self.access.change_keys(keys)
+        for connection in tuple(self.connections):
+            if self.access.revoked(connection.live.key):
+                connection.revoke()
+        self.resumption.revoke(self.access.revoked)
 
     def _look_if_empty(self) -> None:
         if not (self.connections or self.resumption.busy):

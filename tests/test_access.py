@@ -104,6 +104,26 @@ def test_without_keys_everybody_passes() -> None:
     assert policy.accepts_key(None)
 
 
+def test_keys_that_change() -> None:
+    """Keys of the start stay; of the others those count that were given last, and of none of them is left more than a
+    digest."""
+    policy = AccessPolicy(api_keys=["fixed"], port=8000, keys_change=True)
+    policy.change_keys(["one", "two"])
+    digests = {key: policy.digest(key) for key in ("fixed", "one", "two")}
+    policy.change_keys(["two", "three"])
+    assert {"one": True, "two": False, "fixed": False} == {key: policy.revoked(digests[key]) for key in sorted(digests)}
+    assert [True, False, True, True] == [policy.accepts_key(key) for key in ("fixed", "one", "two", "three")]
+    assert not policy.revoked("")
+
+
+def test_all_keys_gone() -> None:
+    """Where keys come and go, none left lets nobody in."""
+    policy = AccessPolicy(port=8000, keys_change=True)
+    assert policy.needs_key
+    assert not policy.accepts_key("one")
+    assert not policy.accepts_key(None)
+
+
 @pytest.mark.parametrize(
     ("headers", "subprotocols", "expected"),
     [

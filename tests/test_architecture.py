@@ -29,6 +29,7 @@ LEVELS = {
     "conversation": 1,
     "summary": 1,
     "access": 1,
+    "key_file": 1,
     "sentences": 1,
     "replay": 1,
     "engines.base": 1,

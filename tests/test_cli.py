@@ -296,6 +296,17 @@ class TestChat:
         assert errors.splitlines()[-1].startswith(refused)
         assert (0, "yes\n") == (await self.once(run, engine, "--api-key", "right", API_KEYS="right"))[:2]
 
+    def test_the_key_of_a_file(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """The key for our own address comes out of API_KEYS_FILE where API_KEYS has none; another's gets none."""
+        keys = tmp_path / "keys"
+        keys.write_text("# ours\nfrom-the-file\n")
+        monkeypatch.setenv("API_KEYS_FILE", str(keys))
+        own, other, given = (
+            cli._parser().parse_args(["chat", *options])
+            for options in ([], ["--url", "ws://other/ws/llm"], ["--api-key", "brought"])
+        )
+        assert ["from-the-file", "", "brought"] == [cli._url_and_key(options)[1] for options in (own, other, given)]
+
     def test_nobody_there(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         """A service that is not there is named by the address that was tried, and how to start it."""
         port = free_port()

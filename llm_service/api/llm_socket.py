@@ -66,7 +66,7 @@ def _refusal(service: Service, socket: WebSocket, key: str | None) -> tuple[int,
     if not service.access.allows_origin(socket.headers.getlist("origin")):
         return 403, OriginNotAllowed("pages of this origin may not connect; add it to ALLOWED_ORIGINS")
     if key is not None and not service.access.accepts_key(key):
-        return 401, Unauthorized("this key is not known; see API_KEYS")
+        return 401, Unauthorized("this key is not known; see API_KEYS and API_KEYS_FILE")
     return None
 
 
