@@ -35,6 +35,11 @@
      │    ├── GenerationFailed
      │    ├── ToolResultsOverdue
      │    └── TooManyToolCalls
+     ├── SpeechError                what speaks failed: the text goes on alone
+     │    ├── SpeechUnavailable
+     │    ├── SpeechTimeout
+     │    ├── SpeechFailed
+     │    └── SpeechTooSlow
      ├── StartupError               the operator's fault: the service does not start
      │    ├── ConfigurationError
      │    ├── DeviceUnavailable
@@ -43,13 +48,15 @@
 
 A class carries what never differs between two of its errors (the code clients branch on, the category,
 the severity, whether the session goes on); an instance carries the words and, where waiting helps, for
-how long. Names of categories and severities are those of FastTalk 1.x.
+how long. Names of categories and severities are those of FastTalk 1.x, and `speech`.
 """
 
 from collections.abc import Iterator
 from typing import ClassVar, Literal
 
-Category = Literal["connection", "processing", "resource", "configuration", "system", "gpu", "timeout", "validation"]
+Category = Literal[
+    "connection", "processing", "resource", "configuration", "system", "gpu", "timeout", "validation", "speech"
+]
 Severity = Literal["low", "medium", "high", "critical"]
 
 
@@ -311,6 +318,37 @@ class TooManyToolCalls(EngineError):
     severity = "medium"
 
 
+class SpeechError(FastTalkError):
+    """What speaks failed; the text of the response goes on, and the next response is spoken again."""
+
+    category: ClassVar[Category] = "speech"
+    severity: ClassVar[Severity] = "low"
+
+
+class SpeechUnavailable(SpeechError):
+    """No TTS of TTS_ENDPOINTS can be reached, or all are left alone for now."""
+
+    code = "speech_unavailable"
+
+
+class SpeechTimeout(SpeechError):
+    """The TTS was silent for TTS_TIMEOUT."""
+
+    code = "speech_timeout"
+
+
+class SpeechFailed(SpeechError):
+    """The TTS refused a chunk, broke off within it, or sent what is no audio."""
+
+    code = "speech_failed"
+
+
+class SpeechTooSlow(SpeechError):
+    """More chunks wait for the TTS than may wait."""
+
+    code = "speech_too_slow"
+
+
 class StartupError(FastTalkError):
     """The service cannot start; no client ever sees these."""
 
@@ -347,7 +385,9 @@ class InternalError(FastTalkError):
 
 def told_to_clients() -> Iterator[type[FastTalkError]]:
     """Yield the errors a client can meet, in the tree's order: its leaves, but for those of the start and of saving."""
-    waiting: list[type[FastTalkError]] = [InternalError, EngineError, StoreUnavailable, CapacityError, ClientError]
+    waiting: list[type[FastTalkError]] = [
+        InternalError, SpeechError, EngineError, StoreUnavailable, CapacityError, ClientError,
+    ]  # fmt: skip
     while waiting:
         error = waiting.pop()
         below = [each for each in error.__subclasses__() if each.__module__ == __name__]

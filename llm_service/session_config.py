@@ -10,6 +10,7 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 OptionalEvent = Literal["response_started", "thinking", "queued", "context"]
+AudioFormat = Literal["pcm", "wav", "mp3", "opus"]
 OnBusy = Literal["reject", "interrupt", "queue"]
 ContextStrategy = Literal["trim", "summarize"]
 StopSequence = Annotated[str, Field(min_length=1, max_length=100)]

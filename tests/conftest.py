@@ -13,6 +13,7 @@ pytest_plugins = ["tests.real_engines", "tests.redis_server"]
 PURE = frozenset(
     {
         "test_access",
+        "test_audio",
         "test_config",
         "test_conversation",
         "test_errors",

@@ -121,9 +121,11 @@ PURE = {
     "engines.ndjson",
     "engines.sse",
     "engines.think_tags",
+    "speech.audio",
 }
 # All that pure modules may import, beside each other: nothing here waits, asks a clock or touches the world.
 PURE_IMPORTS = {
+    "array",
     "collections",
     "dataclasses",
     "enum",
@@ -134,6 +136,8 @@ PURE_IMPORTS = {
     "pydantic",
     "pydantic_core",
     "re",
+    "struct",
+    "sys",
     "typing",
 }
 IMPURE_CALLS = {"open", "input", "print", "exec", "eval", "__import__"}

@@ -35,6 +35,10 @@ CODES = {
     "TooManyConnections": "max_connections",
     "TooManyInvalidMessages": "too_many_invalid_messages",
     "TooManyToolCalls": "too_many_tool_calls",
+    "SpeechUnavailable": "speech_unavailable",
+    "SpeechTimeout": "speech_timeout",
+    "SpeechFailed": "speech_failed",
+    "SpeechTooSlow": "speech_too_slow",
     "ToolResultsOverdue": "tool_results_overdue",
     "Unauthorized": "unauthorized",
     "UnexpectedToolResult": "unexpected_tool_result",
@@ -55,7 +59,15 @@ LEAVES = [error for error in TREE if error.__name__ in CODES]
 
 def test_codes_are_stable() -> None:
     """Each error has the code that clients know it by."""
-    inner = {"FastTalkError", "ClientError", "CapacityError", "StoreError", "EngineError", "StartupError"}
+    inner = {
+        "FastTalkError",
+        "ClientError",
+        "CapacityError",
+        "StoreError",
+        "EngineError",
+        "SpeechError",
+        "StartupError",
+    }
 
     assert CODES == {error.__name__: error.code for error in TREE if error.__name__ not in inner}
 
@@ -86,10 +98,9 @@ def test_tree_is_drawn() -> None:
 
 
 def test_names_are_those_of_fasttalk_1x() -> None:
-    """Categories and severities have FastTalk 1.x's names."""
-    assert {"connection", "processing", "resource", "configuration", "system", "gpu", "timeout", "validation"} == set(
-        get_args(Category)
-    )
+    """Categories and severities have FastTalk 1.x's names; speech, which it had not, is one more."""
+    theirs = {"connection", "processing", "resource", "configuration", "system", "gpu", "timeout", "validation"}
+    assert theirs | {"speech"} == set(get_args(Category))
     assert ("low", "medium", "high", "critical") == get_args(Severity)
 
 

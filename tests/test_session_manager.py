@@ -119,6 +119,7 @@ def test_errors_are_counted_by_category_and_the_last_are_kept() -> None:
         "gpu": 0,
         "timeout": 12,
         "validation": 0,
+        "speech": 0,
     } == errors["by_category"]
     assert [f"code{number}" for number in range(2, 12)] == [error["code"] for error in errors["recent_errors"]]
     assert {"code": "code11", "category": "timeout", "severity": "low", "at": 11.0} == errors["recent_errors"][-1]

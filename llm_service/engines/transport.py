@@ -152,8 +152,12 @@ class EngineClient:
         self._path = self._url.raw_path.partition(b"?")[0].decode("ascii").rstrip("/")
         self._head = _head(self._url, headers or {})
 
-    async def stream(self, path: str, body: bytes, take: TakeBytes) -> None:
+    async def stream(
+        self, path: str, body: bytes, take: TakeBytes, *, headers: Mapping[str, str] | None = None
+    ) -> None:
         """POST a JSON body; `take` gets the answer's bytes as they arrive, and returns whether it needs no more.
+
+        `headers` are of this request alone.
 
         Cancelling the task that waits here closes the connection at once, before the answer has begun as well
         as within it. Returns at the end of the answer, or as soon as `take` needs no more.
@@ -161,7 +165,7 @@ class EngineClient:
         Raises:
             FastTalkError: of `refuse`, for an error status, or of `take`; otherwise an EngineError.
         """
-        await self._exchange("POST", self._path + path, body, take)
+        await self._exchange("POST", self._path + path, body, take, "" if headers is None else _lines(headers))
 
     async def get(self, path: str, *, below_base: bool = True) -> bytes:
         """GET a document of at most 16 MiB within 5 s in all.
@@ -197,10 +201,11 @@ class EngineClient:
             raise GenerationFailed(f"{self._engine} answered with more than {MAX_DOCUMENT_BYTES} bytes.")
         return bytes(document)
 
-    async def _exchange(self, method: str, path: str, body: bytes, take: TakeBytes) -> None:
+    async def _exchange(self, method: str, path: str, body: bytes, take: TakeBytes, lines: str = "") -> None:
         if self._closed:
             raise self._stopping()
-        request = b"%s %s %s%d\r\n\r\n%s" % (method.encode(), path.encode(), self._head, len(body), body)
+        head = f"{lines}\r\n".encode("ascii")
+        request = b"%s %s %s%d\r\n%s%s" % (method.encode(), path.encode(), self._head, len(body), head, body)
         connection: HTTPConnection | None = None
         try:
             if self._resting:
@@ -285,8 +290,12 @@ def _head(url: httpx.URL, headers: Mapping[str, str]) -> bytes:
     if url.userinfo:
         credentials = base64.b64encode(f"{url.username}:{url.password}".encode()).decode("ascii")
         lines.setdefault("Authorization", f"Basic {credentials}")
-    text = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+    text = _lines(lines)
     return f"HTTP/1.1\r\n{text}Content-Length: ".encode("ascii")
+
+
+def _lines(headers: Mapping[str, str]) -> str:
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items())
 
 
 async def _read_refusal(connection: HTTPConnection, answer: Answer) -> Refusal:

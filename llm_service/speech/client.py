@@ -1,0 +1,99 @@
+"""HTTP to a TTS: the engines' transport, with the errors of speech."""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from llm_service.engines.refusals import Refusal
+from llm_service.engines.transport import EngineClient, display_name
+from llm_service.errors import SpeechFailed
+from llm_service.speech.base import TakeAudio, speech_errors
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Refused(SpeechFailed):
+    """The TTS answered with an error status."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class SpeechClient:
+    """One TTS by HTTP. Times in seconds; `silence` is the longest one within an answer."""
+
+    def __init__(
+        self, product: str, base_url: str, *, connect_timeout: float, silence: float, api_key: str = ""
+    ) -> None:
+        self.address = display_name(product, base_url)
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        with speech_errors():
+            self._client = EngineClient(
+                base_url,
+                engine=self.address,
+                connect_timeout=connect_timeout,
+                read_timeout=silence,
+                refuse=self._refuse,
+                headers=headers,
+            )
+
+    async def post(
+        self,
+        path: str,
+        body: Mapping[str, object] | bytes,
+        take: TakeAudio,
+        *,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """POST JSON; `take` gets the body of the answer as it comes.
+
+        Raises:
+            SpeechError: the TTS cannot be reached, refused, or broke off.
+        """
+
+        def part(data: bytes) -> bool:
+            take(data)
+            return False
+
+        with speech_errors():
+            encoded = body if isinstance(body, bytes) else _encode(body)
+            await self._client.stream(path, encoded, part, headers=headers)
+
+    async def get(self, path: str) -> bytes:
+        """Return a document, or a file of audio, below the base URL.
+
+        Raises:
+            SpeechError: it cannot be had.
+        """
+        with speech_errors():
+            return await self._client.get(path)
+
+    async def answers(self, path: str, *, below_base: bool = True) -> None:
+        """Return if the TTS answers whatever it likes, but for an error of its own, to a GET that has nothing spoken.
+
+        Raises:
+            SpeechError: it does not.
+        """
+        try:
+            with speech_errors():
+                await self._client.get(path, below_base=below_base)
+        except Refused as refused:
+            if refused.status >= 500:
+                raise
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._client.aclose()
+
+    def _refuse(self, refusal: Refusal) -> Refused:
+        # What the TTS says of it may hold the text that was to be spoken.
+        if refusal.status in (401, 403):
+            message = f"{self.address} denied access (HTTP {refusal.status}): check TTS_API_KEY"
+        elif refusal.status < 400:
+            message = (
+                f"{self.address} redirects elsewhere (HTTP {refusal.status}): put the final URL into TTS_ENDPOINTS"
+            )
+        else:
+            message = f"{self.address} answered HTTP {refusal.status}"
+        return Refused(message, refusal.status)

@@ -1,0 +1,125 @@
+"""FastTalk TTS, which answers with a path on its own disk."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from llm_service.errors import ConfigurationError, SpeechError, SpeechFailed, SpeechTimeout, SpeechUnavailable
+from llm_service.speech.base import Utterance
+from llm_service.speech.fasttalk_tts import FastTalkSynthesizer
+from tests.engines.fake_server import Exchange, FakeServer
+from tests.processes import free_port
+from tests.speech import doubles
+from tests.speech.utterances import SENTENCE, TIMES, rendered, spoken
+
+
+def synthesizer(url: str, files: str | Path, silence: float = 2.0) -> FastTalkSynthesizer:
+    return FastTalkSynthesizer(url, files=str(files), voice="", connect_timeout=2.0, silence=silence)
+
+
+async def test_the_file_is_read_from_the_mount(tmp_path: Path) -> None:
+    """Its output folder, mounted here, has the file that it names."""
+    async with doubles.fasttalk_tts(tmp_path) as double:
+        data, rate = await rendered(synthesizer(double.url, tmp_path), format="pcm", voice="a:60,b:40", speed=1.5)
+
+    assert (doubles.samples(), doubles.RATE) == (data, rate)
+    assert [{"text": SENTENCE, "lang": "en-us", "speed": 1.5, "format": "wav", "voice": "a:60,b:40"}] == double.requests
+
+
+async def test_the_file_is_fetched_by_http(tmp_path: Path, tts: FakeServer) -> None:
+    """Or it is served, at a URL of TTS_FILES."""
+
+    async def serve(exchange: Exchange) -> None:
+        await exchange.answer((tmp_path / exchange.path.removeprefix("/audio/")).read_bytes())
+
+    tts.answer = serve
+    async with doubles.fasttalk_tts(tmp_path) as double:
+        speaker = synthesizer(double.url, f"{tts.url}/audio")
+        data = await spoken(speaker, format="mp3")
+        await speaker.aclose()
+
+    assert data.startswith(b"ID3")
+    assert ["/audio/1.mp3"] == [exchange.path for exchange in tts.exchanges]
+
+
+@pytest.mark.parametrize("files", ["", "/no/such/folder"])
+def test_without_a_way_to_its_files_the_start_says_so(files: str) -> None:
+    """Neither a mount nor a URL: the audio would never be found."""
+    with pytest.raises(ConfigurationError, match="mount its output folder"):
+        FastTalkSynthesizer("ws://localhost:8003", files=files, voice="", **TIMES)
+
+
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "output/../../etc/passwd", "..", "", "output/", "a b.wav", ".hidden", "C:\\x\\.."]
+)
+async def test_its_word_leads_nowhere_else(tmp_path: Path, path: str) -> None:
+    """Only a plain name within the folder is read, whatever path it answers with."""
+    folder = tmp_path / "mount"
+    folder.mkdir()
+    async with doubles.fasttalk_tts(folder) as double:
+        double.path = path
+
+        with pytest.raises(SpeechFailed, match=r"no name of a file|not in TTS_FILES"):
+            await spoken(synthesizer(double.url, folder))
+
+
+async def test_links_are_not_followed(tmp_path: Path) -> None:
+    """A link in the folder does not lead out of it."""
+    folder, secret = tmp_path / "mount", tmp_path / "secret"
+    folder.mkdir()
+    secret.write_bytes(doubles.a_wav())
+    (folder / "link.wav").symlink_to(secret)
+    async with doubles.fasttalk_tts(folder) as double:
+        double.path = "output/link.wav"
+
+        with pytest.raises(SpeechFailed, match="not in TTS_FILES"):
+            await spoken(synthesizer(double.url, folder))
+
+
+async def test_its_refusals(tmp_path: Path) -> None:
+    """An error message, a full house and nobody at all are told apart."""
+    async with doubles.fasttalk_tts(tmp_path) as double:
+        speaker = synthesizer(double.url, tmp_path)
+        with pytest.raises(SpeechFailed, match="refused"):
+            await spoken(speaker, text="")
+        await speaker.ping()
+        double.busy = True
+        with pytest.raises(SpeechUnavailable, match="busy"):
+            await spoken(speaker)
+    absent = synthesizer(f"ws://127.0.0.1:{free_port()}", tmp_path)
+    for work in (absent.ping(), spoken(absent)):
+        with pytest.raises(SpeechUnavailable, match="connected to"):
+            await work
+
+
+async def test_cancel_closes_the_socket(tmp_path: Path) -> None:
+    """It has no cancel: the connection's end is all it can be told."""
+    async with doubles.fasttalk_tts(tmp_path) as double:
+        double.stall = True
+        task = asyncio.create_task(synthesizer(double.url, tmp_path).synthesize(Utterance(text=SENTENCE), _ignore))
+        async with asyncio.timeout(5):
+            while not double.requests:
+                await asyncio.sleep(0.001)
+
+        task.cancel()
+        await asyncio.wait([task])
+
+        async with asyncio.timeout(5):
+            await double.left.wait()
+        assert task.cancelled()
+
+
+async def test_silence_is_bounded(tmp_path: Path) -> None:
+    """A TTS that stalls is given up."""
+    async with doubles.fasttalk_tts(tmp_path) as double:
+        double.stall = True
+
+        with pytest.raises(SpeechTimeout) as caught:
+            await spoken(synthesizer(double.url, tmp_path, silence=0.1))
+
+    assert isinstance(caught.value, SpeechError)
+
+
+def _ignore(_: bytes) -> None:
+    """Take no audio: none comes."""
