@@ -30,7 +30,7 @@ class System:
 
 
 def service(engine_port: int, _: Path, *, provider: str = "ollama", log_level: str = "WARNING") -> Started:
-    """`python main.py websocket`; all but the engine, the ports and the number of connections is default."""
+    """`python main.py websocket`; the engine, the ports and how much clients may ask are all that is not default."""
     port, monitoring = free_port(), free_port()
     variables = {
         "LLM_PROVIDER": provider,
@@ -41,6 +41,7 @@ def service(engine_port: int, _: Path, *, provider: str = "ollama", log_level: s
         "LLM_PORT": str(port),
         "LLM_MONITORING_PORT": str(monitoring),
         "LLM_MAX_CONNECTIONS": str(MAX_SESSIONS),
+        "MESSAGE_RATE": "0",
         "LOG_LEVEL": log_level,
     }
     command = [sys.executable, str(ROOT / "main.py"), "websocket"]

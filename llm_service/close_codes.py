@@ -21,7 +21,7 @@ class CloseCode(IntEnum):
     SHUTDOWN = 3001, "the service shuts down; connect again"
     SLOW_CLIENT = 3008, "the client was too slow to read; connect again"
     NO_PONG = 3012, "a ping was not answered; connect again"
-    TOO_MANY_INVALID = 3013, "too many invalid messages in a row"
+    TOO_MANY_REFUSED = 3013, "too many messages in a row that were invalid, or too many"
     BAD_KEY = 3500, "the key is missing, wrong or revoked"
     STALE = 3502, "no first message came in time"
     CONNECTION_LIMIT = 3504, "too many connections"

@@ -185,7 +185,13 @@ class Settings(BaseSettings):
     header_timeout: Seconds = Field(5.0, description="seconds for a request's headers to arrive")
     first_message_timeout: Seconds = Field(10.0, description="seconds for a client's first message to arrive")
     max_message_bytes: int = Field(65_536, ge=1024, le=16_777_216, description="longest WebSocket message")
-    max_invalid_messages: int = Field(100, ge=1, le=1_000_000, description="in a row, before the client is cut off")
+    max_invalid_messages: int = Field(
+        100, ge=1, le=1_000_000, description="or too many, in a row, before the client is cut off"
+    )
+    message_rate: Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)] = Field(
+        100.0, description="messages a minute of one key, or without keys of one connection, per worker; 0: any number"
+    )
+    message_burst: int = Field(20, ge=1, le=1_000_000, description="messages that may come at once within that rate")
     max_pending_bytes: int = Field(
         1_048_576, ge=65_536, le=1_073_741_824, description="unsent, before a slow client is cut off"
     )

@@ -22,13 +22,15 @@ from llm_service.errors import (
     FastTalkError,
     NoFirstMessage,
     QueueFull,
+    RateLimited,
     ShuttingDown,
     TooManyInvalidMessages,
     Unauthorized,
     UnsupportedFrame,
 )
-from llm_service.events import ClientMessage, StartSession
+from llm_service.events import Cancel, ClientMessage, StartSession, UserMessage
 from llm_service.live_session import LiveSession
+from llm_service.message_rate import MessageRates, cost
 from llm_service.metrics import Metrics
 from llm_service.parsing import parse
 from llm_service.resumption import Resumption
@@ -73,6 +75,7 @@ class Connection:
         live: LiveSession,
         resumption: Resumption,
         limits: ConnectionLimits,
+        rates: MessageRates,
         metrics: Metrics,
         *,
         accepts_key: Callable[[str | None], bool] | None,
@@ -83,6 +86,8 @@ class Connection:
         self._live = live
         self._resumption = resumption
         self._limits = limits
+        self._rates = rates
+        self._allowance = rates.bucket(live.key) if accepts_key is None else None
         self._metrics = metrics
         self._accepts_key = accepts_key
         self._digest = digest
@@ -91,7 +96,7 @@ class Connection:
         self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._opened_at = monotonic()
         self._heard = False
-        self._invalid_in_a_row = 0
+        self._refused_in_a_row = 0
         self._draining = False
         self._over = False  # the client has gone, or is being sent away: nothing more is taken from it
         self._said_goodbye = False
@@ -279,9 +284,11 @@ class Connection:
         except ClientError as error:
             self._refuse(error, now)
             return
+        if self._is_one_too_many(event, now):
+            return
         self._metrics.count_message(event.type)
         self._heard = True
-        self._invalid_in_a_row = 0
+        self._refused_in_a_row = 0
         if self._fetching is not None:
             self._hold(event)
         elif type(event) is StartSession and event.session_id is not None:
@@ -301,16 +308,30 @@ class Connection:
             )
         self._accepts_key = None
         self._live.key = self._digest(event.api_key)
+        self._allowance = self._rates.bucket(self._live.key)
 
-    def _refuse(self, error: ClientError, now: float) -> None:
-        self._carry_out(self.session.reject(error, now))
-        self._invalid_in_a_row += 1
+    def _is_one_too_many(self, event: ClientMessage, now: float) -> bool:
+        wait = 0.0 if self._allowance is None else self._allowance.take(cost(event), now)
+        # What frees the engine is not held up.
+        if not wait or (isinstance(event, Cancel) and self.session.running is not None):
+            return False
+        error = RateLimited(
+            f"more than {self._rates.per_minute:g} messages a minute (MESSAGE_RATE); send this one again after "
+            "retry_after seconds",
+            retry_after=round(wait + 0.005, 2),
+        )
+        self._refuse(error, now, id=event.id if isinstance(event, UserMessage) else None)
+        return True
+
+    def _refuse(self, error: FastTalkError, now: float, *, id: str | None = None) -> None:  # noqa: A002
+        self._carry_out(self.session.reject(error, now, id=id))
+        self._refused_in_a_row += 1
         if isinstance(error, Unauthorized):
             self._close(CloseCode.BAD_KEY, "bad key")
-        elif self._invalid_in_a_row >= self._limits.max_invalid_messages:
-            last = TooManyInvalidMessages(f"{self._invalid_in_a_row} messages in a row were not understood")
+        elif self._refused_in_a_row >= self._limits.max_invalid_messages:
+            last = TooManyInvalidMessages(f"{self._refused_in_a_row} messages in a row were refused; see the errors")
             self._carry_out(self.session.tell(last))
-            self._close(CloseCode.TOO_MANY_INVALID, "too many invalid messages")
+            self._close(CloseCode.TOO_MANY_REFUSED, "too many messages refused")
 
     def _greet_soon(self) -> None:
         # When the loop is late, a start_session that came in time may be there and not read yet.

@@ -19,6 +19,7 @@
      ├── CapacityError              a limit of this service: come back later
      │    ├── TooManyConnections
      │    ├── ShuttingDown
+     │    ├── RateLimited
      │    └── QueueFull
      ├── StoreError                 where sessions rest failed: what is here goes on
      │    ├── StoreUnavailable
@@ -202,6 +203,13 @@ class ShuttingDown(CapacityError):
     code = "shutting_down"
     severity = "medium"
     recoverable = False
+
+
+class RateLimited(CapacityError):
+    """More messages came than MESSAGE_RATE and MESSAGE_BURST allow; one after another, they close with 3013."""
+
+    code = "rate_limited"
+    severity = "low"
 
 
 class QueueFull(CapacityError):

@@ -30,7 +30,7 @@ AsideOutcome = Literal["finished", "failed", "preempted"]
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 OTHER: Final = "other"
-SHED_REASONS: Final = ("max_connections", "queue_full", "shutting_down")
+SHED_REASONS: Final = ("max_connections", "queue_full", "rate_limited", "shutting_down")
 MESSAGE_TYPES: Final = (
     "start_session", "user_message", "cancel", "end_session", "update_config", "played", "partial_message",
     "tool_result",

@@ -31,6 +31,7 @@ from llm_service.generation import SamplingParams
 from llm_service.idle_work import IdleWork
 from llm_service.key_file import KeyFile
 from llm_service.live_session import LiveSession, Workplace
+from llm_service.message_rate import MessageRates
 from llm_service.metrics import BreakerState, Metrics, shared_registry
 from llm_service.resumption import Resumption
 from llm_service.session import Session
@@ -81,6 +82,7 @@ class Service:
             session_timeout=settings.session_timeout,
             max_invalid_messages=settings.max_invalid_messages,
         )
+        self.rates = MessageRates(settings.message_rate, settings.message_burst)
         self.connections: set[Connection] = set()
         self.idle_work = IdleWork()
         self.empty = asyncio.Event()
@@ -191,6 +193,7 @@ class Service:
             if self.access.revoked(connection.live.key):
                 connection.revoke()
         self.resumption.revoke(self.access.revoked)
+        self.rates.forget(self.access.revoked)
 
     def _look_if_empty(self) -> None:
         if not (self.connections or self.resumption.busy):

@@ -180,11 +180,11 @@ class Session:
             case events.ToolResult():
                 return self._tool_result(event, now)
 
-    def reject(self, error: FastTalkError, now: float) -> list[Effect]:
-        """Answer a message that could not be read; nothing else changes."""
+    def reject(self, error: FastTalkError, now: float, *, id: str | None = None) -> list[Effect]:  # noqa: A002
+        """Answer a message that could not be read, or is one too many; nothing else changes."""
         self._active_at = now
         self.counters.messages_received += 1
-        return self.tell(error)
+        return [self._error(error, id=id)]
 
     def tell(self, error: FastTalkError) -> list[Effect]:
         """Tell the client of an error that no message of its own brought up."""

@@ -18,6 +18,7 @@ PURE = frozenset(
         "test_conversation",
         "test_errors",
         "test_events",
+        "test_message_rate",
         "test_ndjson",
         "test_parsing",
         "test_session",

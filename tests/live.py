@@ -66,13 +66,15 @@ def opened(engine: Engine, *, model: str = "test", context_window: int = 8192) -
 async def live_service(
     engine: Engine, environment: Mapping[str, str] | None = None, *, model: str = "test", context_window: int = 8192
 ) -> AsyncGenerator[Live, None]:
-    """Run the service around an engine until the block is left; it is asked once, so that each fault is seen."""
+    """Run the service around an engine until the block is left; it is asked once, so that each fault is seen.
+
+    Clients may speak as often as they want, unless the environment says otherwise.
+    """
     main = bind("127.0.0.1", 0, setting="LLM_PORT")
     monitoring = bind("127.0.0.1", 0, setting="LLM_MONITORING_PORT")
     port, monitoring_port = main.getsockname()[1], monitoring.getsockname()[1]
-    settings = Settings.load(
-        {"LLM_PORT": str(port), "DRAIN_TIMEOUT": "0.2", "ENGINE_RETRIES": "0"} | dict(environment or {})
-    )
+    defaults = {"LLM_PORT": str(port), "DRAIN_TIMEOUT": "0.2", "ENGINE_RETRIES": "0", "MESSAGE_RATE": "0"}
+    settings = Settings.load(defaults | dict(environment or {}))
 
     async def opener(_: Settings) -> OpenedEngine:
         return opened(engine, model=model, context_window=context_window)

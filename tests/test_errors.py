@@ -27,6 +27,7 @@ CODES = {
     "ModelNotFound": "model_not_found",
     "NoFirstMessage": "no_first_message",
     "OriginNotAllowed": "origin_not_allowed",
+    "RateLimited": "rate_limited",
     "QueueFull": "queue_full",
     "RecordTooLarge": "record_too_large",
     "ResponseInProgress": "response_in_progress",

@@ -41,6 +41,7 @@ async def llm_socket(socket: WebSocket) -> None:
         service.employ(session, service.access.digest(key)),
         service.resumption,
         service.limits,
+        service.rates,
         service.metrics,
         accepts_key=service.access.accepts_key if service.access.needs_key and key is None else None,
         digest=service.access.digest,
