@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Coroutine
 
+import msgspec
 import structlog
 
 from llm_service.effects import Condense
@@ -92,6 +93,7 @@ class Asides:
             if not delta.thinking:
                 pieces.append(delta.text)
 
+        request = msgspec.structs.replace(request, background=True)
         try:
             await self._idle_work.run(lambda: self._engine.generate(request, timed(take)))
         except Preempted:

@@ -76,13 +76,26 @@ class Settings(BaseSettings):
         description="seconds that API may be silent before a response fails",
     )
     connect_timeout: Seconds = Field(5.0, description="seconds to reach an engine")
+    ollama_num_parallel: int = Field(
+        1, ge=1, le=1024, description="answers Ollama generates at once: the same variable as Ollama's own"
+    )
+    max_running: int | None = Field(
+        None,
+        ge=1,
+        le=100_000,
+        description="answers an engine is asked for at once, per worker; empty: OLLAMA_NUM_PARALLEL for Ollama, "
+        "LLAMA_CPP_PARALLEL for llama_cpp, else 1024",
+    )
+    max_waiting: int = Field(
+        64, ge=0, le=100_000, description="messages that wait for an engine, per worker; more are refused at once"
+    )
+    queue_timeout: Seconds = Field(30.0, description="seconds a message waits for an engine before it is refused")
     engine_retries: int = Field(
         2, ge=0, le=10, description="times an engine that fails before its first token is asked again"
     )
     retry_budget: Seconds = Field(10.0, description="seconds that all attempts may wait for each other")
-    first_token_timeout: Seconds = Field(
-        300.0, description="seconds an engine may take to begin its answer, a model it must load first included"
-    )
+    load_timeout: Seconds = Field(300.0, description="seconds Ollama may take to load a model that is not in memory")
+    first_token_timeout: Seconds = Field(300.0, description="seconds an engine may take to begin its answer")
     token_timeout: Seconds = Field(60.0, description="seconds an engine may be silent within its answer")
     response_timeout: Seconds = Field(1800.0, description="seconds an answer may last")
     model_path: str = Field("models", description="folder for GGUF files: names are looked up and downloads kept there")

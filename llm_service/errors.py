@@ -20,13 +20,15 @@
      │    ├── TooManyConnections
      │    ├── ShuttingDown
      │    ├── RateLimited
-     │    └── QueueFull
+     │    ├── QueueFull
+     │    └── Overloaded
      ├── StoreError                 where sessions rest failed: what is here goes on
      │    ├── StoreUnavailable
      │    └── RecordTooLarge
      ├── EngineError                what generates failed: the turn is undone, send it again
      │    ├── EngineUnreachable
      │    ├── EngineTimeout
+     │    ├── LoadTimeout
      │    ├── FirstTokenTimeout
      │    ├── StreamStalled
      │    ├── ResponseTimeout
@@ -219,6 +221,13 @@ class QueueFull(CapacityError):
     severity = "medium"
 
 
+class Overloaded(CapacityError):
+    """MAX_WAITING messages wait for the engine already, or this one waited for QUEUE_TIMEOUT; the turn is undone."""
+
+    code = "overloaded"
+    severity = "medium"
+
+
 class StoreError(FastTalkError):
     """Where sessions rest failed; sessions that are in memory go on."""
 
@@ -256,6 +265,14 @@ class EngineTimeout(EngineError):
     """The engine was silent for too long."""
 
     code = "engine_timeout"
+    category = "timeout"
+    severity = "medium"
+
+
+class LoadTimeout(EngineError):
+    """The model was not in memory, and was not loaded within LOAD_TIMEOUT."""
+
+    code = "load_timeout"
     category = "timeout"
     severity = "medium"
 

@@ -165,7 +165,9 @@ class Thinking(_ServerEvent, tag="thinking"):
 
 
 class Queued(_ServerEvent, tag="queued"):
-    """On request. The message waits; `position` 1 is next."""
+    """On request. The message waits: for a response that runs (on_busy queue), or for an engine. `position` 1 is next;
+    another one follows when it changes.
+    """
 
     position: int
     id: str | None = None

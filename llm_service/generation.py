@@ -57,7 +57,8 @@ class GenerationRequest(msgspec.Struct, frozen=True):
 
     `context_window` is in tokens and holds prompt and answer. `think` asks a reasoning model to think
     (True), not to (False) or leaves it to the model (None). `session_id` lets an engine with several
-    prompt caches find the one that has this session's prefix.
+    prompt caches find the one that has this session's prefix. `background` is work that no user waits for. `patience`
+    is in seconds, beyond the engine's deadlines for a first token: it may still be busy with what nobody wants.
     """
 
     model: str
@@ -67,6 +68,8 @@ class GenerationRequest(msgspec.Struct, frozen=True):
     think: bool | None = None
     session_id: str = ""
     tools: tuple[Tool, ...] = ()
+    background: bool = False
+    patience: float = 0.0
 
 
 class Delta(msgspec.Struct, frozen=True, gc=False):
@@ -105,8 +108,10 @@ class Sink(msgspec.Struct):
     """Where a generation's deltas go: each to `take`, which appends the time to `times` (`time.monotonic`, seconds).
 
     Whoever must know whether an answer has begun, or when it last went on, looks at `times`. To stand in the way
-    of each delta instead would cost a token a call more.
+    of each delta instead would cost a token a call more. `waits` hears the request's position in the line for the
+    engine whenever it changes, 1 is next, and 0 when the engine is asked after all; never of one that need not wait.
     """
 
     take: TakeDelta
     times: list[float]
+    waits: Callable[[int], None] | None = None

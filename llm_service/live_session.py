@@ -313,11 +313,20 @@ class LiveSession:
             with workplace.idle_work.turn(), ResponseMeter(measured) as meter:
                 self._meter = meter
                 take = self.session.taker(effect.response, self.outbox.put, monotonic, meter.times)
-                finish = await workplace.engine.generate(effect.request, Sink(take, meter.times))
+                waits = partial(self._waits, effect.response, meter)
+                finish = await workplace.engine.generate(effect.request, Sink(take, meter.times, waits))
                 meter.finished(finish.usage)
         finally:
             self._meter = None
         return finish
+
+    def _waits(self, number: int, meter: ResponseMeter, position: int) -> None:
+        """Take a position in the line for the engine; 0: it is asked now."""
+        if position:
+            meter.waits()
+            self.carry_out(self.session.waits(number, position))
+        else:
+            meter.asked()
 
 
 def is_worth_keeping(session: Session) -> bool:

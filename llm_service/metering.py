@@ -13,10 +13,11 @@ class ResponseMeter:
     """A context around `Engine.generate`: from asking the engine to the end of its stream.
 
     Whoever takes the deltas appends the time of each (of `time.monotonic`, in seconds) to `times`. A response counts
-    as cancelled if its task was cancelled, and as failed if it raised.
+    as cancelled if its task was cancelled, and as failed if it raised. One that must wait for the engine (`waits`) is
+    neither running nor timed until then (`asked`).
     """
 
-    __slots__ = ("_measured", "_started", "_stopped_at", "_usage", "times")
+    __slots__ = ("_measured", "_running", "_started", "_stopped_at", "_usage", "times")
 
     def __init__(self, measured: ResponseMetrics) -> None:
         self._measured = measured
@@ -25,9 +26,20 @@ class ResponseMeter:
         self.times: list[float] = []
 
     def __enter__(self) -> Self:
-        self._measured.running += 1
-        self._started = monotonic()
+        self._running = 0
+        self.asked()
         return self
+
+    def waits(self) -> None:
+        """Take note that the engine is not asked yet."""
+        self._measured.running -= self._running
+        self._running = 0
+
+    def asked(self) -> None:
+        """Take note that the engine is asked now."""
+        self._measured.running += 1 - self._running
+        self._running = 1
+        self._started = monotonic()
 
     def finished(self, usage: Usage | None) -> None:
         """Take the tokens as the engine counted them."""
@@ -48,7 +60,7 @@ class ResponseMeter:
         if kind is not None:
             outcome = "cancelled" if issubclass(kind, CancelledError) else "failed"
         now = monotonic()
-        self._measured.running -= 1
+        self._measured.running -= self._running
         self._measured.ended.append(
             Measured(
                 outcome,

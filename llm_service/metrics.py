@@ -30,7 +30,7 @@ AsideOutcome = Literal["finished", "failed", "preempted"]
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 OTHER: Final = "other"
-SHED_REASONS: Final = ("max_connections", "queue_full", "rate_limited", "shutting_down")
+SHED_REASONS: Final = ("max_connections", "queue_full", "rate_limited", "overloaded", "shutting_down")
 MESSAGE_TYPES: Final = (
     "start_session", "user_message", "cancel", "end_session", "update_config", "played", "partial_message",
     "tool_result",
@@ -185,6 +185,11 @@ class Metrics:
         """Say whether the engine answered when it was last asked."""
         self._engine_healthy.labels(engine).set(healthy)
 
+    def set_permits(self, engine: str, *, taken: int, unwanted: int) -> None:
+        """Say how many permits of an engine are taken, and how many of these for nobody."""
+        self._permits_taken.labels(engine).set(taken)
+        self._permits_unwanted.labels(engine).set(unwanted)
+
     def count_retry(self, engine: str) -> None:
         """Count that an engine failed before its first token, and is asked again."""
         self._retries.labels(engine).inc()
@@ -226,6 +231,9 @@ class Metrics:
         self._cancel_to_idle = timing(
             "cancel_to_idle", "From a cancel to the engine's stream being closed", DELAY_BUCKETS, pair
         )
+        self.queue_wait = timing(
+            "queue_wait", "That a message waited for an engine, of those that had to wait", DELAY_BUCKETS, ()
+        )
         self.event_loop_delay = timing(
             "event_loop_delay", "How much later than due the event loop runs a timer", DELAY_BUCKETS, ()
         )
@@ -238,6 +246,11 @@ class Metrics:
         self.sessions_resting = gauge("sessions_resting", "Sessions in memory whose client is not connected")
         self.connections_active = gauge("connections_active", "Open WebSockets")
         self._running = gauge("responses_running", "Responses being generated", ("engine", "model"))
+        self.queue_depth = gauge("queue_depth", "Messages that wait for an engine")
+        self._permits_taken = gauge("permits_taken", "Permits to ask the engine that are taken", ("engine",))
+        self._permits_unwanted = gauge(
+            "permits_unwanted", "Permits kept because the engine still reads what nobody waits for", ("engine",)
+        )
         # Of several workers the least content counts: its clients get errors.
         self._engine_healthy = Gauge(
             "fasttalk_engine_healthy", "1 if the engine answered when last asked, else 0", ["engine"],

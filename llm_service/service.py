@@ -22,8 +22,8 @@ from llm_service.connection import Connection, ConnectionLimits
 from llm_service.engine_health import EngineHealth
 from llm_service.engines import OpenedEngine, open_engine
 from llm_service.engines.base import Engine
-from llm_service.engines.breaker import TRIAL_TIMEOUT, Breaker, BreakerEngine
-from llm_service.engines.deadlines import DeadlineEngine, Deadlines
+from llm_service.engines.limited import Admission
+from llm_service.engines.protection import ProtectedEngine, admission, protect
 from llm_service.engines.retrying import RetryingEngine
 from llm_service.errors import EngineError
 from llm_service.events import ErrorBody
@@ -32,7 +32,7 @@ from llm_service.idle_work import IdleWork
 from llm_service.key_file import KeyFile
 from llm_service.live_session import LiveSession, Workplace
 from llm_service.message_rate import MessageRates
-from llm_service.metrics import BreakerState, Metrics, shared_registry
+from llm_service.metrics import Metrics, shared_registry
 from llm_service.resumption import Resumption
 from llm_service.session import Session
 from llm_service.session_defaults import SessionDefaults
@@ -93,7 +93,8 @@ class Service:
         self._stack = contextlib.AsyncExitStack()
         self.opened: OpenedEngine
         self.engine: Engine
-        self.breaker: Breaker
+        self.admission: Admission
+        self.protected: tuple[ProtectedEngine, ...] = ()
         self.health: EngineHealth
         self.manager: SessionManager
         self.resumption: Resumption
@@ -211,28 +212,26 @@ class Service:
             connection.shut_down()
 
     def _protected(self, engine: Engine) -> Engine:
-        name, metrics = engine.name, self.metrics
-
-        def changed(state: BreakerState) -> None:
-            say = _log.info if state == "closed" else _log.warning
-            say("breaker", engine=name, state=state)
-            metrics.count_breaker(name, state)
+        name, metrics, settings = engine.name, self.metrics, self.settings
 
         def retried(error: EngineError) -> None:
             _log.warning("engine_retried", engine=name, code=error.code)
             metrics.count_retry(name)
 
-        metrics.know_engine(name)
-        self.breaker = Breaker(changed)
-        settings = self.settings
-        deadlines = Deadlines(
-            first_token=settings.first_token_timeout,
-            between_tokens=settings.token_timeout,
-            response=settings.response_timeout,
+        self.admission = admission(settings, metrics.queue_wait.observe)
+        loaded = (self.opened.model, self.opened.context_window) if settings.preload else None
+        self.protected = (protect(engine, settings, metrics, self.admission, loaded=loaded),)
+        return RetryingEngine(
+            self.protected[0].engine, retries=settings.engine_retries, budget=settings.retry_budget, retried=retried
         )
-        trial_timeout = min(TRIAL_TIMEOUT, settings.first_token_timeout)
-        once = BreakerEngine(DeadlineEngine(engine, deadlines), self.breaker, trial_timeout=trial_timeout)
-        return RetryingEngine(once, retries=settings.engine_retries, budget=settings.retry_budget, retried=retried)
+
+    def engine_statistics(self, now: float) -> dict[str, object]:
+        """Return how the engines stand, and the line of those who wait for one, for `/stats`."""
+        line = self.admission.line
+        return {
+            "engines": {each.name: each.statistics(now) for each in self.protected},
+            "queue": {"waiting": line.waiting, "max_waiting": line.limit},
+        }
 
     async def _open_sessions(self) -> None:
         """Set up where sessions work, and where they rest."""
@@ -285,8 +284,14 @@ class Service:
             self.metrics.connections_active.set(len(self.connections))
             self.metrics.sessions_resting.set(self.resumption.resting)
             self.metrics.sessions_active.set(self.manager.active_sessions)
+            self._measure_engines()
             self.metrics.settle()  # the scrape of several workers is answered by another process
             expected = monotonic() + WATCH_INTERVAL
+
+    def _measure_engines(self) -> None:
+        self.metrics.queue_depth.set(self.admission.line.waiting)
+        for each in self.protected:
+            self.metrics.set_permits(each.name, taken=each.engine.permits.taken, unwanted=each.engine.unwanted)
 
     def _session_defaults(self) -> SessionDefaults:
         settings, opened = self.settings, self.opened

@@ -225,6 +225,13 @@ class Session:
         message, response.uncounted = response.uncounted, None
         return self._ask(response, message, now, tokens)
 
+    def waits(self, number: int, position: int) -> list[Effect]:
+        """Take the place of the running response in the line for the engine; 1 is next."""
+        response = self._response
+        if response is None or response.number != number or "queued" not in self._choices.events:
+            return []
+        return [Send(events.Queued(position=position, id=response.id))]
+
     def finished(self, number: int, finish: Finish, now: float) -> list[Effect]:
         """Take the end of a generation: of the response, unless the model asked for tools."""
         response = self._response

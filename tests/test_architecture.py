@@ -64,7 +64,11 @@ LEVELS = {
     "engines.openai": 2,
     "engines.llama_cpp": 2,
     "engines.scripted": 2,
+    "engines.permits": 1,
+    "engines.prompt_reading": 1,
     "engines.limited": 2,
+    "engines.loading": 2,
+    "engines.protection": 3,
     "engines.wrapper": 1,
     "engines.breaker": 2,
     "engines.deadlines": 2,
@@ -124,6 +128,8 @@ PURE = {
     "engines.sse",
     "engines.think_tags",
     "speech.audio",
+    "engines.permits",
+    "engines.prompt_reading",
 }
 # All that pure modules may import, beside each other: nothing here waits, asks a clock or touches the world.
 PURE_IMPORTS = {

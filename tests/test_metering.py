@@ -55,6 +55,23 @@ def test_a_finished_response() -> None:
     assert buckets == {"0.001": 1, "0.01": 2, "2.5": 2}
 
 
+def test_one_that_waits_for_the_engine() -> None:
+    """It does not run meanwhile, and is timed from when the engine is asked; one that leaves the line never ran."""
+    meter, value = metered()
+    with meter:
+        begin = meter._started
+        meter.waits()
+        meter.waits()
+        assert value("responses_running") == 0
+        meter.asked()
+        assert value("responses_running") == 1
+        assert meter._started > begin
+    assert value("responses_running") == 0
+    with meter:
+        meter.waits()
+    assert value("responses_running") == 0
+
+
 def test_an_engine_that_does_not_count() -> None:
     """Without usage, or without the cached part of it, nothing is guessed."""
     meter, value = metered()

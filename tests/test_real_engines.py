@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+import uuid
 from collections.abc import AsyncGenerator
 
 import pytest
@@ -88,6 +89,11 @@ def ollama_engine(ollama_server: OllamaServer) -> OllamaEngine:
     return OllamaEngine(ollama_server.url)
 
 
+def long_prompt() -> str:
+    """Return what takes seconds to read, and is in no cache."""
+    return " ".join(f"{uuid.uuid4().hex[:6]} is {number}." for number in range(30))
+
+
 @pytest.mark.ollama
 class TestOllama:
     async def test_it_answers(self, ollama_server: OllamaServer, ollama_engine: OllamaEngine) -> None:
@@ -119,3 +125,33 @@ class TestOllama:
         print(f"\nOllama: first token idle {idle:.0f} ms, right after a cancel {after:.0f} ms")
         # The cancelled answer had well over a thousand tokens to go: many seconds on any machine.
         assert after < 5 * max(idle, uncancelled) + 500
+
+    async def test_a_prompt_that_nobody_wants_any_more(
+        self, ollama_server: OllamaServer, ollama_engine: OllamaEngine
+    ) -> None:
+        """Ollama reads on after a cancel: its permit is kept, who comes next waits in our line and is answered."""
+        short = {"max_tokens": 4, "temperature": 0.0, "events": ["queued"]}
+        async with (
+            live_service(ollama_engine, model=ollama_server.model, context_window=EMBEDDED_WINDOW) as live,
+            live.connect() as first,
+            live.connect() as second,
+        ):
+            await start(first, **short)
+            await start(second, **short)
+            # How fast it reads is learnt from this one.
+            learnt = (await ask(first, long_prompt())).terminal["stats"]["prompt_ms"]
+            await send(first, "user_message", text=long_prompt())
+            engine = live.service.protected[0].engine
+            async with asyncio.timeout(20):
+                while not engine.permits.taken:
+                    await asyncio.sleep(0.01)
+            await send(first, "cancel")
+            assert "cancelled" == (await collect(first)).terminal["type"]
+            assert (1, 1) == (engine.permits.taken, engine.unwanted)
+            began = time.monotonic()
+            answer = await ask(second, "Say hello.")
+            waited = time.monotonic() - began
+            assert ["queued"] == [event["type"] for event in answer.others]
+            assert "response_complete" == answer.terminal["type"]
+            assert (0, 0) == (engine.permits.taken, engine.unwanted)
+        print(f"\na prompt takes {learnt:.0f} ms to read; after its cancel the next answer took {waited * 1000:.0f} ms")

@@ -805,6 +805,17 @@ def test_busy_queues() -> None:
     assert (3, 0) == (session.running, session.queued)
 
 
+def test_waiting_for_the_engine() -> None:
+    """The place in line is told on request, of the running response alone."""
+    session = _active(SessionConfig(events=["queued"]))
+    session.receive(events.UserMessage(text="hello", id="u-1"), 0.0)
+    assert [Send(events.Queued(position=3, id="u-1"))] == session.waits(1, 3)
+    assert [] == session.waits(2, 3)
+    quiet = _active(SessionConfig())
+    quiet.receive(events.UserMessage(text="hello"), 0.0)
+    assert [] == quiet.waits(1, 3)
+
+
 def test_queued_message_too_large() -> None:
     """A waiting message that cannot fit gets its error when its turn comes, and the one behind it is answered."""
     session = _busy(SessionConfig(on_busy="queue"))

@@ -54,5 +54,7 @@ async def health(request: Request) -> JSONResponse:
 async def stats(request: Request) -> dict[str, Any]:
     """Tell what this process did since it started."""
     service = _service(request)
-    breakers = {service.engine.name: service.breaker.statistics(monotonic())}
-    return {"provider": service.opened.provider} | service.manager.statistics(monotonic(), circuit_breakers=breakers)
+    now = monotonic()
+    breakers = {each.name: each.breaker.statistics(now) for each in service.protected}
+    body = service.manager.statistics(now, circuit_breakers=breakers)
+    return {"provider": service.opened.provider} | body | service.engine_statistics(now)

@@ -20,6 +20,7 @@ from llm_service.errors import (
     EngineUnreachable,
     FirstTokenTimeout,
     GenerationFailed,
+    LoadTimeout,
     StreamStalled,
 )
 from llm_service.generation import Delta, Finish, GenerationRequest, Sink
@@ -35,7 +36,7 @@ LONGEST_REST = 60.0
 TRIAL_TIMEOUT = 60.0  # a restarted engine loads its model first
 
 # What says that the engine is unwell. Others of its errors are about one request: a model it lacks, a key.
-FAILURES = (EngineUnreachable, EngineTimeout, FirstTokenTimeout, StreamStalled, GenerationFailed)
+FAILURES = (EngineUnreachable, EngineTimeout, LoadTimeout, FirstTokenTimeout, StreamStalled, GenerationFailed)
 
 
 class Breaker:
@@ -172,7 +173,7 @@ class BreakerEngine(EngineWrapper):
 
     async def _try(self, call: int, request: GenerationRequest, sink: Sink) -> Finish:
         try:
-            async with asyncio.timeout(self._trial_timeout) as limit:
+            async with asyncio.timeout(self._trial_timeout + request.patience) as limit:
 
                 def first(delta: Delta) -> None:
                     if limit.when() is not None:

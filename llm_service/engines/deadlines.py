@@ -20,7 +20,7 @@ LOOK_EVERY = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Deadlines:
-    """In seconds. `first_token` holds from asking the engine on, and so covers a model that it must load first."""
+    """In seconds. `first_token` holds from asking the engine on, and from a request's `patience` later."""
 
     first_token: float
     between_tokens: float
@@ -30,13 +30,13 @@ class Deadlines:
     def shortest(self) -> float:
         return min(self.first_token, self.between_tokens, self.response)
 
-    def missed(self, now: float, begun: float, last: float | None) -> EngineError | None:
+    def missed(self, now: float, begun: float, last: float | None, patience: float = 0.0) -> EngineError | None:
         """Return the error of an answer that is late; `last` is when its last token came, None before the first."""
         if now > begun + self.response:
             return ResponseTimeout(
                 f"the answer was not whole after {self.response:g} seconds (RESPONSE_TIMEOUT); ask for a shorter one"
             )
-        if last is None and now > begun + self.first_token:
+        if last is None and now > begun + self.first_token + patience:
             return FirstTokenTimeout(
                 f"the engine said nothing for {self.first_token:g} seconds (FIRST_TOKEN_TIMEOUT); "
                 "send the message again"
@@ -66,7 +66,7 @@ class DeadlineEngine(EngineWrapper):
             StreamStalled: nothing more came in time.
             ResponseTimeout: the answer lasts too long.
         """
-        answer = _Answer(sink.times)
+        answer = _Answer(sink.times, request.patience)
         self._running.add(answer)
         self._rounds.begin()
         try:
@@ -83,7 +83,8 @@ class DeadlineEngine(EngineWrapper):
         now = monotonic()
         for answer in self._running:
             if answer.missed is None:
-                answer.missed = self._deadlines.missed(now, answer.begun, answer.times[-1] if answer.times else None)
+                last = answer.times[-1] if answer.times else None
+                answer.missed = self._deadlines.missed(now, answer.begun, last, answer.patience)
                 if answer.missed is not None:
                     answer.limit.reschedule(asyncio.get_running_loop().time())
         return bool(self._running)
@@ -92,10 +93,11 @@ class DeadlineEngine(EngineWrapper):
 class _Answer:
     """One that runs: `missed` is the error of the deadline it missed."""
 
-    __slots__ = ("begun", "limit", "missed", "times")
+    __slots__ = ("begun", "limit", "missed", "patience", "times")
 
-    def __init__(self, times: list[float]) -> None:
+    def __init__(self, times: list[float], patience: float) -> None:
         self.times = times
+        self.patience = patience
         self.begun = monotonic()
         self.limit = asyncio.timeout(None)
         self.missed: EngineError | None = None

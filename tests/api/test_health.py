@@ -66,7 +66,10 @@ async def test_stats(live: Live, client: httpx.AsyncClient) -> None:
         await start(socket)
         await ask(socket, "hello")
         body = (await client.get(live.url + "/stats")).json()
-    assert {"provider", "connections", "conversations", "errors"} == set(body)
+    assert {"provider", "connections", "conversations", "errors", "engines", "queue"} == set(body)
+    engine = {"running": 0, "max_running": 1024, "unwanted": 0, "breaker": "closed"}
+    assert {"scripted": engine} == body["engines"]
+    assert {"waiting": 0, "max_waiting": 64} == body["queue"]
     assert 1 == body["connections"]["total_generations_completed"]
     assert 2 == body["connections"]["total_tokens_generated"] == body["conversations"]["total_tokens_generated"]
 

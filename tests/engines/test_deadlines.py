@@ -2,6 +2,7 @@
 
 import asyncio
 
+import msgspec
 import pytest
 
 from llm_service.engines.base import timed
@@ -54,6 +55,15 @@ async def test_silence(fault: Fault, limits: dict[str, float], error: type[Engin
             await said(engine)
     assert f"{SHORT:g} seconds" in caught.value.message
     assert (0, ["closed"]) == (inner.running, inner.endings)
+
+
+async def test_a_request_with_patience() -> None:
+    """Its first token may take that longer: the engine may be busy with what nobody wants any more."""
+    _, engine = engines(Fault(0, pause=0.1), first=SHORT)
+    request = msgspec.structs.replace(a_request(model="scripted"), patience=LONG)
+    pieces: list[str] = []
+    await engine.generate(request, timed(lambda delta: pieces.append(delta.text)))
+    assert "a " * 6 == "".join(pieces)
 
 
 async def test_a_slow_answer_is_no_silence() -> None:

@@ -1,0 +1,151 @@
+"""Permits around an engine: it is asked for no more answers at once than it works on at once.
+
+What it can't work on yet waits here, where the line is fair and has a bound, and one that is cancelled leaves it at
+once. An engine's own queue has none of that: Ollama's serves in no order at all.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from time import monotonic
+
+import msgspec
+
+from llm_service.engines.base import Engine
+from llm_service.engines.permits import Line, Permits, Waiter
+from llm_service.engines.prompt_reading import PromptReading
+from llm_service.engines.wrapper import EngineWrapper
+from llm_service.errors import EngineTimeout, FirstTokenTimeout, Overloaded, ResponseTimeout
+from llm_service.generation import Finish, GenerationRequest, Sink
+
+# In seconds: no engine is taken to read on for longer than this after its client has left.
+LONGEST_READING = 60.0
+
+# How a request ends that the engine may still be reading.
+_LEFT = (asyncio.CancelledError, EngineTimeout, FirstTokenTimeout, ResponseTimeout)
+
+
+class Admission:
+    """Lets requests wait for a permit in `line`, at most `timeout` seconds each.
+
+    `waited` hears how many seconds each of them waited that got one.
+    """
+
+    def __init__(self, line: Line, *, timeout: float, waited: Callable[[float], None] = lambda _: None) -> None:
+        self.line = line
+        self._timeout = timeout
+        self._waited = waited
+
+    async def wait(
+        self, request: GenerationRequest, sink: Sink, engines: Iterable[Permits], wants: Callable[[Permits], bool]
+    ) -> Permits:
+        """Return whose permit was taken, after waiting for it; `engines` are those it may be of, none of them free.
+
+        Raises:
+            Overloaded: the line is full, or the time is up.
+        """
+        loop, line = asyncio.get_running_loop(), self.line
+        handed: asyncio.Future[Permits] = loop.create_future()
+        waiter = Waiter(
+            request.session_id,
+            wants=wants,
+            granted=handed.set_result,
+            moved=sink.waits,
+            background=request.background,
+        )
+        line.join(waiter, engines)
+        began = monotonic()
+        timer = loop.call_later(self._timeout, self._expire, handed, waiter, engines)
+        try:
+            permits = await handed
+        except BaseException:
+            line.leave(waiter)
+            # Handed over in the same moment: nobody is there to take it.
+            if handed.done() and not handed.cancelled() and handed.exception() is None:
+                line.give_back(handed.result())
+            raise
+        finally:
+            timer.cancel()
+        self._waited(monotonic() - began)
+        if sink.waits is not None:
+            sink.waits(0)
+        return permits
+
+    def _expire(self, handed: asyncio.Future[Permits], waiter: Waiter, engines: Iterable[Permits]) -> None:
+        if not handed.done():
+            self.line.leave(waiter)
+            handed.set_exception(
+                Overloaded(
+                    f"no engine was free within {self._timeout:g} seconds (QUEUE_TIMEOUT); "
+                    "send the message again later",
+                    retry_after=self.line.retry_after(engines),
+                )
+            )
+
+
+class LimitedEngine(EngineWrapper):
+    """An engine that is asked by those alone who have one of its permits.
+
+    With `reading` it is one that goes on reading a prompt after its client has left: the permit is kept until it is
+    reckoned to have finished, and who comes next is given that time if the reckoning was wrong.
+    """
+
+    def __init__(
+        self, engine: Engine, permits: Permits, admission: Admission, *, reading: PromptReading | None = None
+    ) -> None:
+        super().__init__(engine)
+        self.permits = permits
+        self.unwanted = 0  # permits that are kept for prompts nobody waits for
+        self._admission = admission
+        self._line = admission.line
+        self._reading = reading
+        self._unsure_until = 0.0
+
+    async def generate(self, request: GenerationRequest, sink: Sink) -> Finish:
+        """Hand the answer to `sink`, as the engine does, once there is a permit.
+
+        Raises:
+            Overloaded: there was none; `retry_after` says when to come back.
+        """
+        permits = self.permits
+        if permits.taken < permits.limit:
+            permits.taken += 1
+        else:
+            await self._admission.wait(request, sink, (permits,), permits.__eq__)
+        return await self.admitted(request, sink)
+
+    async def admitted(self, request: GenerationRequest, sink: Sink) -> Finish:
+        """Do the same with a permit that was taken for it, and give it back."""
+        began = monotonic()
+        reading, keep = self._reading, 0.0
+        if reading is not None and began < self._unsure_until:
+            request = msgspec.structs.replace(request, patience=self._unsure_until - began)
+        try:
+            finish = await self._engine.generate(request, sink)
+            if reading is not None:
+                self._unsure_until = 0.0
+                reading.read(request.messages, finish.usage.prompt_seconds if finish.usage is not None else None)
+            return finish
+        except _LEFT:
+            if reading is not None and not sink.times:
+                keep = self._keep(reading, request, monotonic() - began)
+            raise
+        finally:
+            self.permits.held(monotonic() - began)
+            if keep > 0:
+                self.unwanted += 1
+                asyncio.get_running_loop().call_later(keep, self._finished_reading)
+            else:
+                self._line.give_back(self.permits)
+
+    def _keep(self, reading: PromptReading, request: GenerationRequest, since: float) -> float:
+        """Return for how many seconds more the engine is reckoned to read a prompt it was asked `since` seconds ago."""
+        needs = reading.seconds(request.messages)
+        reading.read(request.messages, None)
+        # Reckoned without what else the machine does: it may well take twice as long.
+        most = LONGEST_READING if needs is None else min(2 * needs, LONGEST_READING)
+        self._unsure_until = max(self._unsure_until, monotonic() + most - since)
+        return 0.0 if needs is None else min(needs - since, LONGEST_READING)
+
+    def _finished_reading(self) -> None:
+        self.unwanted -= 1
+        self._line.give_back(self.permits)

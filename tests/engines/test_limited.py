@@ -1,0 +1,242 @@
+"""Permits around an engine: who waits, who gets in, and that every permit comes back."""
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from llm_service.engines.base import timed
+from llm_service.engines.limited import Admission, LimitedEngine
+from llm_service.engines.permits import Line, Permits
+from llm_service.engines.prompt_reading import PromptReading
+from llm_service.engines.scripted import Fault, ScriptedEngine
+from llm_service.errors import FirstTokenTimeout, GenerationFailed, Overloaded
+from llm_service.generation import Finish, GenerationRequest, Message, Sink
+from tests.engines.requests import a_request
+
+
+class Limited:
+    """A scripted engine with permits; each answer waits at its first token until it is let go."""
+
+    def __init__(self, permits: int = 1, waiting: int = 10, timeout: float = 60.0, *, reads_on: bool = False) -> None:
+        self.inner = ScriptedEngine(lambda _: ["a ", "b "], models=(), tokens_per_second=1_000_000)
+        self.waited: list[float] = []
+        self.line = Line(waiting)
+        self.permits = Permits(permits)
+        admission = Admission(self.line, timeout=timeout, waited=self.waited.append)
+        self.reading = PromptReading(permits) if reads_on else None
+        self.engine = LimitedEngine(self.inner, self.permits, admission, reading=self.reading)
+        self.told: dict[str, list[int]] = {}
+
+    def ask(self, session: str, *, background: bool = False) -> asyncio.Task[Finish]:
+        """Ask in a task."""
+        request = msgspec.structs.replace(a_request(session), session_id=session, background=background)
+        told = self.told.setdefault(session, [])
+        sink = timed(lambda _: None)
+        sink.waits = told.append
+        return asyncio.create_task(self.engine.generate(request, sink))
+
+    def hang(self, times: int, after: int = 1) -> None:
+        """Let so many answers stop before this token for ever."""
+        self.inner.faults.extend([Fault(after)] * times)
+
+    @property
+    def asked(self) -> list[str]:
+        """The sessions that got through to the engine."""
+        return [request.session_id for request in self.inner.requests]
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let the loop go on until something is so."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+async def gone(*tasks: asyncio.Task[Finish]) -> None:
+    """Cancel and wait."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_a_free_permit_needs_no_wait() -> None:
+    """Nobody is told of a position, no future is made, and the permit comes back."""
+    limited = Limited()
+    assert "stop" == (await limited.ask("a")).reason
+    assert ([], [], 0) == (limited.told["a"], limited.waited, limited.permits.taken)
+
+
+async def test_the_limit_holds_and_sessions_come_by_turns() -> None:
+    """Twenty that ask at once never meet at the engine; each hears its position until it is asked, then 0."""
+    limited = Limited(permits=2, waiting=20)
+    tasks = [limited.ask(f"s{number}") for number in range(20)]
+    await asyncio.gather(*tasks)
+    assert (2, [f"s{number}" for number in range(20)]) == (limited.inner.most_running, limited.asked)
+    assert (0, 0, 18) == (limited.permits.taken, limited.line.waiting, len(limited.waited))
+    assert [*range(18, -1, -1)] == limited.told["s19"]
+
+
+async def test_one_too_many_is_told_at_once() -> None:
+    """A full line refuses; those in it are answered."""
+    limited = Limited(waiting=1)
+    limited.hang(1)
+    running = limited.ask("a")
+    await until(lambda: limited.asked)
+    waiting = limited.ask("b")
+    with pytest.raises(Overloaded) as caught:
+        await limited.ask("c")
+    assert caught.value.retry_after is not None
+    await gone(running)
+    assert "stop" == (await waiting).reason
+    assert ["a", "b"] == limited.asked
+
+
+async def test_nobody_waits_for_ever() -> None:
+    """After its own deadline one is told to come back; the engine never heard of it."""
+    limited = Limited(timeout=0.01)
+    limited.hang(1)
+    running = limited.ask("a")
+    await until(lambda: limited.asked)
+    with pytest.raises(Overloaded, match=r"0\.01 seconds \(QUEUE_TIMEOUT\)"):
+        await limited.ask("b")
+    assert (0, ["a"]) == (limited.line.waiting, limited.asked)
+    await gone(running)
+    assert 0 == limited.permits.taken
+
+
+async def test_who_is_cancelled_leaves_the_line() -> None:
+    """At once, and those behind move up."""
+    limited = Limited()
+    limited.hang(1)
+    running, first, second = limited.ask("a"), limited.ask("b"), limited.ask("c")
+    await until(lambda: limited.line.waiting == 2)
+    await gone(first)
+    assert (1, [2, 1]) == (limited.line.waiting, limited.told["c"])
+    await gone(running)
+    await second
+    assert (["a", "c"], 0) == (limited.asked, limited.permits.taken)
+
+
+async def test_a_permit_handed_to_one_that_is_cancelled_in_the_same_moment() -> None:
+    """It goes on to the next."""
+    limited = Limited()
+    limited.hang(1)
+    running, first, second = limited.ask("a"), limited.ask("b"), limited.ask("c")
+    await until(lambda: limited.line.waiting == 2)
+    running.cancel()
+    await until(lambda: limited.line.waiting == 1)  # it was handed to the first, whose task has not gone on yet
+    first.cancel()
+    await second
+    assert (["a", "c"], True, 0) == (limited.asked, first.cancelled(), limited.permits.taken)
+
+
+async def test_a_turn_passes_what_no_user_waits_for() -> None:
+    """A summary that waits is asked after every turn."""
+    limited = Limited()
+    limited.hang(1)
+    running, aside, turn = limited.ask("a"), limited.ask("", background=True), limited.ask("b")
+    await until(lambda: limited.line.waiting == 2)
+    await gone(running)
+    await asyncio.gather(aside, turn)
+    assert ["a", "b", ""] == limited.asked
+
+
+async def test_a_failure_gives_the_permit_back() -> None:
+    """Whatever the engine raises."""
+    limited = Limited()
+    limited.inner.fail(GenerationFailed("broke"))
+    with pytest.raises(GenerationFailed):
+        await limited.ask("a")
+    assert 0 == limited.permits.taken
+
+
+async def test_a_storm_of_cancels_loses_no_permit() -> None:
+    """Of a thousand requests, cancelled at any moment, none keeps a permit or a place in the line."""
+    limited = Limited(permits=3, waiting=50)
+    limited.inner.tokens_per_second = 2000
+    tasks: list[asyncio.Task[Finish]] = []
+    for number in range(1000):
+        tasks.append(limited.ask(f"s{number % 40}"))
+        if number % 3:
+            tasks[-number % len(tasks)].cancel()
+        if number % 7 == 0:
+            await asyncio.sleep(0)
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert {Finish, asyncio.CancelledError, Overloaded} == {type(result) for result in results}
+    assert (0, 0) == (limited.permits.taken, limited.line.waiting)
+    assert limited.inner.most_running <= 3
+
+
+class TestAnEngineThatReadsOn:
+    """One that goes on reading a prompt when its client has left, as Ollama does."""
+
+    async def test_its_permit_is_kept_for_as_long_as_it_reads(self) -> None:
+        """The next in line is asked when the engine is reckoned to be free, not before."""
+        limited = Limited(reads_on=True)
+        assert limited.reading is not None
+        limited.reading.read((Message("user", "x" * 1000),), 100.0)
+        limited.hang(1, after=0)
+        cancelled, waiting = limited.ask("a" * 2), limited.ask("b")
+        await until(lambda: limited.inner.running)
+        await gone(cancelled)
+        assert (1, 1, 1) == (limited.permits.taken, limited.line.waiting, limited.engine.unwanted)
+        await waiting
+        assert (0, 0) == (limited.permits.taken, limited.engine.unwanted)
+        assert limited.waited[0] > 0.15  # two characters at 0.1 seconds each
+
+    async def test_an_answer_that_had_begun_frees_it_at_once(self) -> None:
+        """While tokens flow, a cancel stops it."""
+        limited = Limited(reads_on=True)
+        assert limited.reading is not None
+        limited.reading.read((Message("user", "x"),), 100.0)
+        limited.hang(1)
+        task = limited.ask("a")
+        await until(lambda: limited.inner.running)
+        for _ in range(20):
+            await asyncio.sleep(0.001)
+        await gone(task)
+        assert (0, 0) == (limited.permits.taken, limited.engine.unwanted)
+
+    @pytest.mark.parametrize("error", [FirstTokenTimeout("late"), GenerationFailed("broke")])
+    async def test_which_failures_leave_it_reading(self, error: GenerationFailed) -> None:
+        """One that was too slow reads on; one that broke does not."""
+        limited = Limited(reads_on=True)
+        assert limited.reading is not None
+        limited.reading.read((Message("user", "x"),), 0.05)
+        limited.inner.fail(error)
+        with pytest.raises(type(error)):
+            await limited.ask("a")
+        assert (1 if isinstance(error, FirstTokenTimeout) else 0) == limited.engine.unwanted
+        await until(lambda: not limited.permits.taken)
+
+    async def test_who_comes_next_is_given_the_time(self) -> None:
+        """A reckoning may be wrong: the next request's first token may take that longer, the one after it may not."""
+        limited = Limited(reads_on=True)
+        limited.hang(1, after=0)
+        task = limited.ask("a")
+        await until(lambda: limited.inner.running)
+        await gone(task)
+        assert 0 == limited.permits.taken  # nothing is known of its pace: nobody is let wait for it
+        await limited.ask("b")
+        await limited.ask("c")
+        first, second = (request.patience for request in limited.inner.requests[1:])
+        assert 50 < first <= 60
+        assert 0 == second
+
+
+async def test_the_reckoning_learns_from_what_the_engine_tells() -> None:
+    """Each answer's prompt and the seconds it took are what later ones are reckoned by."""
+
+    class Telling(ScriptedEngine):
+        async def generate(self, request: GenerationRequest, sink: Sink) -> Finish:
+            finish = await super().generate(request, sink)
+            assert finish.usage is not None
+            return msgspec.structs.replace(finish, usage=msgspec.structs.replace(finish.usage, prompt_seconds=0.5))
+
+    reading = PromptReading(1)
+    admission = Admission(Line(1), timeout=1)
+    engine = LimitedEngine(Telling(models=(), tokens_per_second=1e6), Permits(1), admission, reading=reading)
+    await engine.generate(a_request("x" * 500), timed(lambda _: None))
+    assert 0.1 == pytest.approx(reading.seconds((Message("user", "y" * 100),)))

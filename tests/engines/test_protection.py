@@ -1,0 +1,48 @@
+"""What is put around an engine, by the settings."""
+
+from math import inf
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from llm_service.config import Settings
+from llm_service.engines.base import timed
+from llm_service.engines.protection import MANY, admission, keep_alive_seconds, max_running, protect
+from llm_service.engines.scripted import ScriptedEngine
+from llm_service.metrics import Metrics
+from tests.engines.requests import a_request
+
+
+@pytest.mark.parametrize(
+    ("keep_alive", "seconds"),
+    [("5m", 300.0), ("1h30m", 5400.0), ("250ms", 0.25), ("90", 90.0), ("0", 0.0), ("-1", inf), ("1.5s", 1.5)],
+)
+def test_keep_alive(keep_alive: str, seconds: float) -> None:
+    """Ollama's ways to say it, in seconds."""
+    assert seconds == keep_alive_seconds(keep_alive)
+
+
+@pytest.mark.parametrize(
+    ("provider", "environment", "permits"),
+    [
+        ("ollama", {}, 1),
+        ("ollama", {"OLLAMA_NUM_PARALLEL": "4"}, 4),
+        ("llama_cpp", {"LLAMA_CPP_PARALLEL": "3"}, 3),
+        ("vllm", {"OLLAMA_NUM_PARALLEL": "4"}, MANY),
+        ("ollama", {"OLLAMA_NUM_PARALLEL": "4", "MAX_RUNNING": "7"}, 7),
+    ],
+)
+def test_permits(provider: str, environment: dict[str, str], permits: int) -> None:
+    """As many as the engine works on at once, unless MAX_RUNNING says otherwise."""
+    assert permits == max_running(Settings.load(environment), provider)
+
+
+@pytest.mark.parametrize(("name", "keep_alive", "loads"), [("ollama", "5m", 1), ("ollama", "0", 0), ("vllm", "5m", 0)])
+async def test_who_loads_first(name: str, keep_alive: str, loads: int) -> None:
+    """Ollama, unless it unloads after each answer: then loading it first would be loading it twice."""
+    settings = Settings.load({"OLLAMA_KEEP_ALIVE": keep_alive})
+    inner = ScriptedEngine(name=name, models=(), tokens_per_second=1_000_000)
+    protected = protect(inner, settings, Metrics(CollectorRegistry()), admission(settings, lambda _: None))
+    await protected.engine.generate(a_request(), timed(lambda _: None))
+    assert loads == len(inner.loads)
+    assert {"running": 0, "unwanted": 0, "breaker": "closed"}.items() <= protected.statistics(0.0).items()
