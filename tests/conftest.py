@@ -14,6 +14,7 @@ PURE = frozenset(
     {
         "test_access",
         "test_audio",
+        "test_boundaries",
         "test_config",
         "test_conversation",
         "test_errors",
@@ -21,10 +22,12 @@ PURE = frozenset(
         "test_message_rate",
         "test_ndjson",
         "test_parsing",
+        "test_sentences",
         "test_session",
         "test_session_defaults",
         "test_session_machine",
         "test_session_manager",
+        "test_speakable",
         "test_sse",
     }
 )

@@ -1,0 +1,123 @@
+"""Where a sentence or a clause may end in running text, in any language.
+
+`sentencex` knows abbreviations, numbers and quotes of some thirty languages; what it is asked, and with how much of
+what follows, is fixed here, so that the answer is the same however the text arrives.
+"""
+
+import re
+from enum import Enum, auto
+
+import sentencex
+
+_TERMINATORS = ".!?…؟۔։።፧‼⁇⁈⁉"
+_FULL_TERMINATORS = "。！？．｡।॥။៕"  # no space follows these
+_CLAUSE_MARKS = ",;:،؛"
+_FULL_CLAUSE_MARKS = "，、；："
+_CLOSERS = "\"'”’»›)\\]」』）】〉》"
+
+# What may be an end: longest runs bounded, so that each is decided within a few characters.
+CANDIDATE = re.compile(
+    rf"[{_TERMINATORS}{_FULL_TERMINATORS}]{{1,8}}(?:[{_CLOSERS}*]{{1,4}}|[  ]»)?"
+    rf"|[{_CLAUSE_MARKS}{_FULL_CLAUSE_MARKS}][{_CLOSERS}]{{0,2}}"
+    r"|—|(?<= )–(?= )|(?<= )-(?= )"
+    r"|(?<=[\u0e01-\u0eff\u1780-\u17dd\u1000-\u109f])(?= )"
+)
+_LONGEST_GAP = 32  # white space between two sentences
+_LONGEST_WORD = 30  # of the word after an end; sentencex looks no farther
+_WORD_END = re.compile(r"\s")
+_CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
+_INITIAL = re.compile(r"(?<!\w)[A-ZÀ-Þ]\.$")
+_MORE_ABBREVIATIONS = re.compile(r"(?<!\w)(?:MM|Mme|Mlle|Mgr|env|bzw|usw|vgl|ggf|inkl|approx)\.$")
+_SCRIPTS = (
+    (0x0370, 0x03FF, ("el",)),
+    (0x0400, 0x052F, ("ru", "uk")),
+    (0x0530, 0x058F, ("hy",)),
+    (0x0600, 0x06FF, ("ar",)),
+    (0x0900, 0x097F, ("hi", "mr")),
+    (0x0980, 0x09FF, ("bn",)),
+    (0x0A00, 0x0A7F, ("pa",)),
+    (0x0A80, 0x0AFF, ("gu",)),
+    (0x0B80, 0x0BFF, ("ta",)),
+    (0x0C00, 0x0C7F, ("te",)),
+    (0x0C80, 0x0CFF, ("kn",)),
+    (0x0D00, 0x0D7F, ("ml",)),
+)
+_LATIN = ("en", "de", "fr", "es")
+
+
+class Boundary(Enum):
+    """What is at a candidate: the end of a sentence or of a clause, nothing, or what only more text can say."""
+
+    SENTENCE = auto()
+    CLAUSE = auto()
+    NONE = auto()
+    UNDECIDED = auto()
+
+
+def judge(text: str, sentence: int, candidate: re.Match[str], language: str | None, *, last: bool) -> Boundary:
+    """Say what a match of `CANDIDATE` in `text` is.
+
+    `sentence` is where the sentence it stands in begins; with `last` nothing follows the text, and all is decided.
+    """
+    start, end = candidate.span()
+    if end == len(text):
+        return Boundary.NONE if last else Boundary.UNDECIDED
+    if start == end:  # Thai, Lao, Khmer and Burmese have a space where others have a comma or a full stop
+        return Boundary.CLAUSE
+    mark, following = text[start], text[end]
+    if mark in _FULL_CLAUSE_MARKS or mark in "—–-":
+        return Boundary.CLAUSE
+    if mark in _CLAUSE_MARKS:
+        return Boundary.CLAUSE if following.isspace() else Boundary.NONE
+    if any(character in _FULL_TERMINATORS for character in candidate.group()):
+        closed = candidate.group()[-1] not in _FULL_TERMINATORS + _TERMINATORS
+        return Boundary.NONE if closed and following.isalnum() else Boundary.SENTENCE
+    if not following.isspace():
+        return Boundary.SENTENCE if mark in "!?" and _CJK.match(following) else Boundary.NONE
+    return _judge_spaced(text, sentence, end, language, last=last)
+
+
+def _judge_spaced(text: str, sentence: int, end: int, language: str | None, *, last: bool) -> Boundary:
+    """A full stop and white space: an end, an abbreviation or a number."""
+    gap = end
+    while gap < len(text) and text[gap].isspace():
+        gap += 1
+    if gap - end > _LONGEST_GAP:
+        return Boundary.SENTENCE
+    if gap == len(text):
+        return Boundary.NONE if last else Boundary.UNDECIDED
+    before = text[sentence:end]
+    if _INITIAL.search(before) or _MORE_ABBREVIATIONS.search(before) or not any(c.isalpha() for c in before):
+        return Boundary.NONE
+    languages = (language,) if language is not None else _languages_of(before)
+    at, to = end - sentence, gap - sentence
+    # A capital letter behind a word that is no abbreviation is enough; all else is asked again with the whole word.
+    if not before.rstrip(_CLOSERS + ".")[-1:].isdigit() and _cut(text[sentence : gap + 1], at, to, languages):
+        return Boundary.SENTENCE
+    word = _WORD_END.search(text, gap, gap + _LONGEST_WORD)
+    if word is None and len(text) < gap + _LONGEST_WORD and not last:
+        return Boundary.UNDECIDED
+    stop = word.start() if word is not None else gap + _LONGEST_WORD
+    return Boundary.SENTENCE if _cut(text[sentence : stop + 1], at, to, languages) else Boundary.NONE
+
+
+def _languages_of(before: str) -> tuple[str, ...]:
+    """Whose rules count where no language was given: those of the script; an end is one that all agree on."""
+    for character in reversed(before):
+        if character.isalpha():
+            code = ord(character)
+            return next((languages for low, high, languages in _SCRIPTS if low <= code <= high), _LATIN)
+    return _LATIN
+
+
+def _cut(window: str, at: int, to: int, languages: tuple[str, ...]) -> bool:
+    """Whether sentencex ends a sentence of `window` within [at, to] in each of the languages."""
+    for language in languages:
+        position = 0
+        for segment in sentencex.segment(language, window):
+            position += len(segment)
+            if position >= at:
+                break
+        if not at <= position <= to:
+            return False
+    return True

@@ -1,0 +1,290 @@
+"""Cuts a response into chunks for a voice, while it streams: deltas in, speakable chunks out.
+
+The first chunk goes at the first clause, the later ones by sentence; while much audio is ahead, sentences are joined.
+A chunk is given as soon as nothing that can still come would change its end. Chunks follow each other without a gap:
+the response is the join of their spans. No clock: the caller says how much audio is ahead.
+"""
+
+import re
+from collections import deque
+from dataclasses import dataclass, field
+
+from llm_service.boundaries import CANDIDATE, Boundary, judge
+from llm_service.speakable import Piece, SpeakableText, SpeechRules
+
+_STRIDE = 512  # characters of a delta that are looked at in one go
+_WIDE = re.compile(r"[\u0e00-\u0eff\u1780-\u17ff\u1000-\u109f\u3040-\u30ff\u3400-\u9fff]")
+_MARK_OR_JOINER = re.compile(r"[\u0300-\u036f\u0900-\u0dff\u0e31-\u0e4e\u200c\u200d\ufe0f\udc00-\udfff]")
+
+
+_SHORT = 32
+
+
+def _speakable(text: str) -> bool:
+    return any(map(str.isalnum, text))
+
+
+@dataclass(frozen=True, slots=True)
+class Pacing:
+    """How large chunks are, and when.
+
+    `first_words`: words that a clause must have to be the first chunk; two characters of Chinese, four of Thai are one.
+    `longest`: characters at which a sentence is cut that has no end. `joined`: characters up to which sentences are
+    joined; 0 makes each a chunk. `enough_audio`: seconds of audio ahead above which sentences wait, to be joined.
+    `short_audio`: seconds below which a clause of `clause_words` is given without waiting for its sentence's end.
+    """
+
+    first_words: int = 3
+    longest: int = 300
+    joined: int = 300
+    enough_audio: float = 5.0
+    short_audio: float = 0.5
+    clause_words: int = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """What the voice says next, and the part of the response that it stands for.
+
+    `id` counts from 0 within a response. `text` may be empty: then nothing of [start, end) is for the ear.
+    `start` and `end` are characters of the response; the next chunk starts at `end`.
+    """
+
+    id: int
+    text: str
+    start: int
+    end: int
+    lead: int = field(repr=False, default=0)
+    """White space before `text` that was left out: where the pieces begin to be spoken."""
+    pieces: tuple[tuple[int, int], ...] = field(repr=False, default=())
+    """(characters said, characters of the response) of each piece, in order."""
+
+    def response_chars(self, spoken: int) -> int:
+        """Say how many characters of the response were heard once the first `spoken` characters of `text` were.
+
+        Never goes back as `spoken` grows; 0 gives `start`, `len(text)` or more gives `end`.
+        What was replaced (a URL by its host) counts once all of it was said.
+        """
+        if spoken <= 0:
+            return self.start
+        if spoken >= len(self.text):
+            return self.end
+        left, position = spoken + self.lead, self.start
+        for said, raw in self.pieces:
+            if left < said:
+                return position + left if said == raw else position
+            left -= said
+            position += raw
+            if left == 0:
+                break
+        return position
+
+
+class Chunker:
+    """One response's chunks: `feed` each delta, `due` when audio runs low, `finish` at the end.
+
+    `language` is a code such as `de` or `pt-BR`; None goes by the script, and takes as an end what English, German,
+    French and Spanish agree on.
+    """
+
+    def __init__(
+        self, rules: SpeechRules | None = None, *, language: str | None = None, pacing: Pacing | None = None
+    ) -> None:
+        self._pacing = pacing or Pacing()
+        self._language = language.replace("_", "-").split("-")[0].lower() if language else None
+        self._speakable = SpeakableText(rules or SpeechRules())
+        self._text = ""  # what is said, from the beginning of the sentence that is not over, or of what waits
+        self._pieces: deque[tuple[int, int]] = deque()  # of what is not given out, from _given on
+        self._given = 0  # positions in _text: given out up to here,
+        self._sentence = 0  # the sentence that is not over begins,
+        self._scanned = 0  # no end is left before here
+        self._hard: deque[int] = deque()  # ends that a line or a paragraph makes
+        self._ends: deque[int] = deque()  # of sentences, not yet given out
+        self._clauses: deque[int] = deque()  # ends of clauses after the last of them
+        self._next_id = 0
+        self._begun = False  # something was given out to be said
+        self._position = 0  # in the response
+        self._last = False  # nothing more will come
+
+    def feed(self, delta: str, audio_ahead: float | None = None) -> list[Chunk]:
+        """Take what the engine said; give the chunks that are ready.
+
+        `audio_ahead` is the seconds of audio the listener has yet to hear, what is queued and being made included (an
+        estimate will do); None where nobody knows: then each sentence goes as it ends.
+        """
+        out: list[Chunk] = []
+        for start in range(0, len(delta), _STRIDE):
+            self._take(self._speakable.feed(delta[start : start + _STRIDE]))
+            self._settle()
+            out += self._ready(None if out else audio_ahead, low=not out and self._is_low(audio_ahead))
+        return out
+
+    def due(self, audio_ahead: float | None = None) -> list[Chunk]:
+        """Give what waits, if there is little enough audio ahead: to be asked now and then while no delta comes."""
+        return self._ready(audio_ahead, low=self._is_low(audio_ahead))
+
+    def finish(self) -> list[Chunk]:
+        """Give all the rest, joined up to the longest chunk: the response is over."""
+        self._last = True
+        self._take(self._speakable.finish())
+        self._settle()
+        out = self._ready(None, low=False)
+        if len(self._text) > (self._ends[-1] if self._ends else self._given):
+            self._ends.append(len(self._text))
+        while self._ends:
+            out.append(self._give(self._joined()))
+        if self._pieces:
+            out.append(self._give(len(self._text)))
+        return out
+
+    def _is_low(self, audio_ahead: float | None) -> bool:
+        return audio_ahead is None or audio_ahead < self._pacing.enough_audio
+
+    # ------------------------------------------------------------ taking in
+
+    def _take(self, pieces: list[Piece]) -> None:
+        said = []
+        length = len(self._text)
+        for spoken, raw, ends in pieces:
+            if ends:
+                self._hard.append(length)
+            said.append(spoken)
+            length += len(spoken)
+            last = self._pieces[-1] if self._pieces else (0, 0)
+            if last[0] == last[1] and len(spoken) == raw and last[0]:
+                self._pieces[-1] = (last[0] + raw, last[1] + raw)
+            else:
+                self._pieces.append((len(spoken), raw))
+        self._text += "".join(said)
+
+    def _settle(self) -> None:
+        """Find the ends that are certain, in order."""
+        while True:
+            limit = self._sentence + self._pacing.longest
+            found = CANDIDATE.search(self._text, self._scanned)
+            hard = self._hard[0] if self._hard else None
+            if hard is not None and (found is None or hard <= found.end()) and hard <= limit:
+                self._hard.popleft()
+                self._end_sentence(hard)
+            elif found is not None and found.end() <= limit:
+                if not self._settle_candidate(found):
+                    return
+            elif len(self._text) > limit:
+                self._end_sentence(self._forced_end(limit), forced=True)
+            else:
+                self._scanned = max(self._scanned, len(self._text) - 2 if found is None else found.start())
+                return
+
+    def _settle_candidate(self, found: re.Match[str]) -> bool:
+        """Judge one candidate; False where that must wait."""
+        boundary = judge(self._text, self._sentence, found, self._language, last=self._last)
+        if boundary is Boundary.UNDECIDED:
+            self._scanned = found.start()
+            return False
+        self._scanned = found.end() + (found.start() == found.end())
+        if boundary is Boundary.SENTENCE:
+            self._end_sentence(found.end())
+        elif boundary is Boundary.CLAUSE and found.end() > self._given:
+            self._clauses.append(found.end())
+            if not self._begun and not self._ends and self._words(found.end()) >= self._pacing.first_words:
+                self._ends.append(self._clauses.popleft() if len(self._clauses) == 1 else self._clauses.pop())
+        return True
+
+    def _end_sentence(self, end: int, *, forced: bool = False) -> None:
+        self._scanned = max(self._scanned, end)
+        if not forced and end - self._sentence <= _SHORT and not _speakable(self._text[self._sentence : end]):
+            return  # a few marks: they go with what follows
+        if end > self._given and (not self._ends or end > self._ends[-1]):
+            self._ends.append(end)
+        self._sentence = end
+        self._clauses.clear()
+
+    def _forced_end(self, limit: int) -> int:
+        """Where a sentence that is too long is cut: at a clause, else between words, else between characters."""
+        clauses = [end for end in self._clauses if self._sentence < end <= limit]
+        if clauses:
+            return clauses[-1]
+        space = self._text.rfind(" ", self._sentence + 1, limit + 1)
+        if space > self._sentence and not self._text[self._sentence : space].isspace():
+            return space
+        while limit > self._sentence + 1 and _MARK_OR_JOINER.match(self._text[limit]):
+            limit -= 1
+        return limit
+
+    def _words(self, end: int) -> float:
+        """The words from what is given out to `end`; scripts without spaces are counted by characters."""
+        words = 0.0
+        for word in self._text[self._given : end].split():
+            wide = len(_WIDE.findall(word))
+            words += wide / (2 if word[0] > "\u2fff" else 4) if wide else any(map(str.isalnum, word))
+        return words
+
+    # ----------------------------------------------------------- giving out
+
+    def _ready(self, audio_ahead: float | None, *, low: bool) -> list[Chunk]:
+        out: list[Chunk] = []
+        while self._ends:
+            if not self._begun:
+                out.append(self._give(self._ends[0]))
+                continue
+            end = self._joined()
+            if self._ends[-1] == end and self._scanned <= self._given + self._pacing.joined:
+                if low:
+                    out.append(self._give(end))
+                break
+            out.append(self._give(end))
+        short = audio_ahead is not None and audio_ahead < self._pacing.short_audio
+        if short and not out and self._begun and self._clauses:
+            clause = self._clauses[-1]
+            if self._words(clause) >= self._pacing.clause_words:
+                out.append(self._give(clause))
+        return out
+
+    def _joined(self) -> int:
+        """The last end that fits into one chunk."""
+        fitting = [end for end in self._ends if end - self._given <= self._pacing.joined]
+        return fitting[-1] if fitting else self._ends[0]
+
+    def _give(self, end: int) -> Chunk:
+        while self._ends and self._ends[0] <= end:
+            self._ends.popleft()
+        while self._clauses and self._clauses[0] <= end:
+            self._clauses.popleft()
+        said = self._text[self._given : end]
+        text = said.strip()
+        pieces = self._take_pieces(len(said))
+        start, self._position = self._position, self._position + sum(raw for _, raw in pieces)
+        if not _speakable(text):
+            text = ""
+        chunk = Chunk(self._next_id, text, start, self._position, len(said) - len(said.lstrip()), pieces)
+        self._next_id += 1
+        self._begun = self._begun or bool(text)
+        self._given = end
+        self._forget()
+        return chunk
+
+    def _take_pieces(self, said: int) -> tuple[tuple[int, int], ...]:
+        """The pieces of the next `said` characters, and what follows them unspoken."""
+        taken = []
+        while self._pieces:
+            spoken, raw = self._pieces[0]
+            if spoken > said:
+                if said:
+                    # What stands for something else can't be cut in two: it counts once all of it is said.
+                    part = said if spoken == raw else 0
+                    taken.append((said, part))
+                    self._pieces[0] = (spoken - said, raw - part)
+                break
+            taken.append(self._pieces.popleft())
+            said -= spoken
+        return tuple(taken)
+
+    def _forget(self) -> None:
+        """Drop the text that no sentence and no chunk needs any more."""
+        by = min(self._given, self._sentence)
+        if by:
+            self._text = self._text[by:]
+            self._given, self._sentence, self._scanned = self._given - by, self._sentence - by, self._scanned - by
+            for ends in (self._hard, self._ends, self._clauses):
+                for at in range(len(ends)):
+                    ends[at] -= by

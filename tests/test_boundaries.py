@@ -1,0 +1,54 @@
+"""Where sentences and clauses end."""
+
+import pytest
+
+from llm_service.boundaries import CANDIDATE, Boundary, judge
+
+SENTENCE, CLAUSE, NONE, UNDECIDED = Boundary.SENTENCE, Boundary.CLAUSE, Boundary.NONE, Boundary.UNDECIDED
+
+
+def judged(text: str, language: str | None = None, *, last: bool = False) -> list[Boundary]:
+    return [judge(text, 0, found, language, last=last) for found in CANDIDATE.finditer(text)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Yes.", UNDECIDED),
+        ("Yes. ", UNDECIDED),
+        ("Yes. N", SENTENCE),
+        ("Yes. n", UNDECIDED),
+        ("Yes. no ", NONE),
+        ("Dr. S", UNDECIDED),
+        ("Dr. Smith ", NONE),
+        ("3.1", NONE),
+        ("Am 3. Okt", UNDECIDED),
+        ("Am 3. Oktober ", NONE),
+        ("Ja," + " ", CLAUSE),
+        ("3,5", NONE),
+        ("好。", UNDECIDED),
+        ("好。的", SENTENCE),
+        ("好，", UNDECIDED),
+        ("好，的", CLAUSE),
+        ("「行く。」と", NONE),
+        ("「行く。」「", SENTENCE),
+        ("ไป ", CLAUSE),
+        ("Yes." + " " * 40, SENTENCE),
+    ],
+)
+def test_what_is_certain_when(text: str, expected: Boundary) -> None:
+    """An end is taken with the first letter that settles it, and never before."""
+    assert [expected] == judged(text)
+
+
+def test_at_the_end_all_is_certain() -> None:
+    """Where nothing follows there is nothing to wait for."""
+    assert [NONE] == judged("Yes. ", last=True)
+    assert [NONE] == judged("Dr. Smith", last=True)
+    assert [SENTENCE, NONE] == judged("Yes. No.", last=True)
+
+
+def test_the_language_decides() -> None:
+    """The same marks end a sentence in one language and not in another; without a language all must agree."""
+    text = "Am 3. Oktober "
+    assert ([SENTENCE], [NONE], [NONE]) == (judged(text, "en"), judged(text, "de"), judged(text))
