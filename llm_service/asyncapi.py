@@ -28,6 +28,22 @@ that needs a session and comes before `start_session` starts one with the servic
 A `user_message` is answered by any number of `token` and exactly one terminal event: `response_complete`,
 `cancelled` or an `error` with `terminal` true. Events marked "On request" are sent to sessions that name them in
 `config.events`.
+
+With `config.speech.enabled` answers are cut into chunks, told of by `chunk` events, and spoken: `audio` events have the
+sound. With `config.speech.binary` it comes in binary frames instead, of twelve bytes and then the data; numbers are
+big-endian:
+
+| bytes | |
+|---|---|
+| 0 | the layout's version, 1 |
+| 1 | flags: 1 marks the chunk's last frame, which has no data |
+| 2 | format: 0 pcm, 1 wav, 2 mp3, 3 opus |
+| 3 | 0 |
+| 4 to 7 | id of the chunk |
+| 8 to 11 | sample rate in Hz; 0 where the format tells it itself |
+
+Sound is not kept for a client that comes back: it gets the text and the chunks that it missed, and hears the next
+response. A `cancel`, an `end_session`, a message that interrupts and a lost connection end the sound at once.
 """
 
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"

@@ -18,6 +18,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from llm_service.audio_format import AudioFormat
 from llm_service.errors import ConfigurationError
 
 Provider = Literal["auto", "ollama", "openai", "vllm", "llama_cpp", "scripted"]
@@ -29,6 +30,11 @@ HttpUrl = Annotated[str, Field(pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$")]
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 CommaSeparatedSecrets = Annotated[tuple[SecretStr, ...], NoDecode]
 
+
+TTS_ENDPOINT = re.compile(
+    r"(?P<kind>espeak)|(?P<http>openai|opea|gpt_sovits|gpt_sovits_v2|webhook)=(?P<url>https?://[^\s/?#]+(/[^\s?#]*)?)"
+    r"|(?P<ws>fasttalk)=(?P<ws_url>wss?://[^\s/?#]+(/[^\s?#]*)?)"
+)
 
 # To CUDA, none visible and all visible are two things.
 TOLD_BY_BEING_EMPTY = frozenset({"cuda_visible_devices"})
@@ -122,6 +128,30 @@ class Settings(BaseSettings):
     default_context_window: int = Field(8192, ge=256, le=10_000_000, description="tokens of prompt and answer together")
     default_top_p: float = Field(0.9, ge=0, le=1, allow_inf_nan=False, description="nucleus sampling")
     default_top_k: int = Field(40, ge=1, le=1000, description="choose among this many tokens")
+
+    # Speech
+    tts_endpoints: CommaSeparated = Field(
+        (),
+        description="what speaks, comma-separated, the first healthy one is asked: espeak, or KIND=URL with one of the "
+        "kinds openai, opea, gpt_sovits, gpt_sovits_v2, fasttalk, webhook",
+    )
+    tts_api_key: SecretStr = Field(SecretStr(""), description="sent to TTS servers of the kind openai")
+    tts_model: str = Field("tts-1", min_length=1, description="asked of TTS servers of the kind openai")
+    tts_voice: str = Field("", max_length=128, description="voice of sessions that choose none; empty: the TTS's own")
+    tts_language: str = Field(
+        "en", pattern=r"^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,3}$", description="language of sessions that choose none"
+    )
+    tts_speed: float = Field(1.0, ge=0.25, le=4, allow_inf_nan=False, description="speed of sessions that choose none")
+    tts_format: AudioFormat = Field("wav", description="format of sessions that choose none")
+    speech_enabled: bool = Field(False, description="speak in sessions that do not choose")
+    tts_reference_audio: str = Field("", description="GPT-SoVITS: the recording to imitate, a path on its machine")
+    tts_reference_text: str = Field("", description="GPT-SoVITS: what is said in that recording")
+    tts_reference_language: str = Field("", description="GPT-SoVITS: the language it is said in")
+    tts_files: str = Field("", description="FastTalk TTS: its output folder, mounted here, or a URL that serves it")
+    tts_webhook_secret: SecretStr = Field(SecretStr(""), description="signs what is sent to a webhook")
+    tts_timeout: Seconds = Field(10.0, description="seconds a TTS may be silent before a chunk fails")
+    tts_max_ahead: Seconds = Field(15.0, description="seconds of audio that are made ahead of who listens")
+    tts_max_waiting: int = Field(256, ge=1, le=100_000, description="chunks of a session that may wait for the TTS")
 
     # The server
     llm_host: str = Field("0.0.0.0", min_length=1, description="address of the WebSocket and HTTP port")  # noqa: S104
@@ -220,7 +250,7 @@ class Settings(BaseSettings):
     log_path: str = Field("", description="folder for rotating log files; empty: standard error only")
     log_prompts: bool = Field(False, description="write what users and models say into the log")
 
-    @field_validator("allowed_models", "allowed_origins", "api_keys", mode="before")
+    @field_validator("allowed_models", "allowed_origins", "api_keys", "tts_endpoints", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -233,6 +263,17 @@ class Settings(BaseSettings):
             keys = [key.strip() for key in value.split(",")]
             if not all(map(is_key, keys)):
                 raise ValueError("each key must be printable ASCII without spaces, as headers carry it, and not empty")
+        return value
+
+    @field_validator("tts_endpoints")
+    @classmethod
+    def _check_endpoints(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for endpoint in value:
+            if not TTS_ENDPOINT.fullmatch(endpoint):
+                raise ValueError(
+                    "each TTS must be espeak, or KIND=URL as in openai=http://localhost:8880/v1; kinds are openai, "
+                    "opea, gpt_sovits, gpt_sovits_v2, fasttalk (ws://) and webhook"
+                )
         return value
 
     @field_validator("allowed_origins")
@@ -347,7 +388,7 @@ def _explain(details: ErrorDetails, environment: Mapping[str, str]) -> str:
     names = aliases(str(details["loc"][0]).upper())
     given = {name.upper(): value for name, value in environment.items() if value.strip()}
     variable = next((name for name in names if name in given), names[0])
-    value = "********" if variable.endswith(("API_KEY", "API_KEYS")) else _printable(given.get(variable, ""))
+    value = "********" if variable.endswith(("API_KEY", "API_KEYS", "SECRET")) else _printable(given.get(variable, ""))
     context = details.get("ctx", {})
     message = str(context["error"]) if "error" in context else details["msg"]
     purpose = variables()[names[0]].description

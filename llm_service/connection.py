@@ -167,7 +167,7 @@ class Connection:
             self._close(CloseCode.EXPIRED, "session expired")
         elif session.running is not None:
             self._live.watch(now)
-        elif self._draining:
+        elif self._draining and not self._live.speaking:
             self._close(CloseCode.SHUTDOWN, "shutting down")
         self._live.count_sent()
 
@@ -198,6 +198,10 @@ class Connection:
     def write(self, frame: bytes) -> None:
         """Write the text of a frame."""
         self._wire.write(frame)
+
+    def write_binary(self, frame: bytes) -> None:
+        """Write the data of a binary frame."""
+        self._wire.write_binary(frame)
 
     def flushed(self) -> None:
         """Take note that all is written after the last word."""

@@ -39,6 +39,11 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class Hush:
+    """Speak no more of what was said so far: its client wants to hear something else, or nothing."""
+
+
+@dataclass(frozen=True, slots=True)
 class Dropped:
     """Take note that so many tokens of history were dropped."""
 
@@ -65,4 +70,4 @@ class Condense:
     request: GenerationRequest
 
 
-Effect = Send | Count | Generate | Stop | Dropped | Warm | Condense | StopAsides
+Effect = Send | Count | Generate | Stop | Hush | Dropped | Warm | Condense | StopAsides

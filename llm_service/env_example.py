@@ -11,6 +11,7 @@ HEADINGS = {
     "LLM_PROVIDER": "What generates",
     "COMPUTE_DEVICE": "Where it runs",
     "SYSTEM_PROMPT": "Defaults of a session",
+    "TTS_ENDPOINTS": "Speech",
     "LLM_HOST": "The server",
     "SESSION_TIMEOUT": "Sessions",
     "ALLOWED_ORIGINS": "Who may come in, and with what",

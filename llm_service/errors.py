@@ -42,6 +42,7 @@
      │    ├── SpeechUnavailable
      │    ├── SpeechTimeout
      │    ├── SpeechFailed
+     │    ├── SpeechRejected
      │    └── SpeechTooSlow
      ├── StartupError               the operator's fault: the service does not start
      │    ├── ConfigurationError
@@ -363,9 +364,15 @@ class SpeechTimeout(SpeechError):
 
 
 class SpeechFailed(SpeechError):
-    """The TTS refused a chunk, broke off within it, or sent what is no audio."""
+    """The TTS failed at a chunk, broke off within it, or sent what is no audio."""
 
     code = "speech_failed"
+
+
+class SpeechRejected(SpeechError):
+    """The TTS refused a chunk: it may not know the voice or the language."""
+
+    code = "speech_rejected"
 
 
 class SpeechTooSlow(SpeechError):

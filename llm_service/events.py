@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
+from llm_service.audio_format import AudioFormat
 from llm_service.errors import Category, FastTalkError, Severity
 from llm_service.session_config import SessionConfig
 
@@ -75,7 +76,9 @@ class Played(_ClientModel):
     chunk: Annotated[int, Field(ge=0, le=MAX_INTEGER)] | None = Field(
         None, description="id of the chunk being played; none: chars count from the beginning of the answer"
     )
-    chars: Annotated[int, Field(ge=0, le=MAX_INTEGER)] = Field(description="characters heard so far")
+    chars: Annotated[int, Field(ge=0, le=MAX_INTEGER)] = Field(
+        description="characters heard so far: of the chunk's text, or of the answer"
+    )
 
 
 class PartialMessage(_ClientModel):
@@ -181,6 +184,33 @@ class ToolCall(_ServerEvent, tag="tool_call"):
     arguments: dict[str, Any]
 
 
+class Chunk(_ServerEvent, tag="chunk"):
+    """On request, with config.speech. A piece of the answer to be spoken: `text` as it is heard, without markup, for
+    the answer's characters from `start` up to `end`. Spans follow each other; what is not for the ear has no text. All
+    chunks of a response come before its terminal event.
+    """
+
+    id: int
+    text: str
+    start: int
+    end: int
+
+
+class Audio(_ServerEvent, tag="audio"):
+    """On request, with config.speech. The sound of a chunk: its `data`, in base64, joined up to the `last` event, which
+    has none, is in `format`. `sample_rate` in Hz comes with pcm and wav. Audio follows the text at its own pace, behind
+    the terminal event, too.
+
+    It is not kept for a client that comes back, and has no number of its own: `seq` is that of the event before it.
+    """
+
+    chunk: int
+    format: AudioFormat
+    sample_rate: int | None = None
+    data: bytes = b""
+    last: bool = False
+
+
 class ContextUse(msgspec.Struct):
     """`used` of `limit` tokens of the window, prompt and answer; `dropped` turns so far in this session."""
 
@@ -283,6 +313,8 @@ ServerEvent = (
     | Thinking
     | Queued
     | ToolCall
+    | Chunk
+    | Audio
     | Context
     | ResponseComplete
     | Cancelled
@@ -297,6 +329,8 @@ SERVER_EVENTS: tuple[type[_ServerEvent], ...] = (
     Thinking,
     Queued,
     ToolCall,
+    Chunk,
+    Audio,
     Context,
     ResponseComplete,
     Cancelled,

@@ -20,10 +20,10 @@ import structlog
 
 from llm_service import events
 from llm_service.asides import Asides
-from llm_service.effects import Condense, Count, Dropped, Effect, Generate, Send, Stop, StopAsides, Warm
+from llm_service.effects import Condense, Count, Dropped, Effect, Generate, Hush, Send, Stop, StopAsides, Warm
 from llm_service.engines.base import Engine
 from llm_service.errors import FastTalkError, InternalError
-from llm_service.events import ClientMessage, StartSession
+from llm_service.events import ClientMessage, StartSession, Thinking, Token
 from llm_service.generation import Finish, Sink
 from llm_service.idle_work import IdleWork
 from llm_service.metering import ResponseMeter
@@ -31,6 +31,7 @@ from llm_service.metrics import Metrics
 from llm_service.outbox import Outbox
 from llm_service.records import SessionRecord
 from llm_service.session import Session, SessionState
+from llm_service.speaking import Speaking, SpeechDesk
 
 # Whatever else a client may be told of events it cannot be sent.
 NO_LAST_SEQ = "last_seq was not given: events that were missed are not sent again; the conversation goes on"
@@ -46,6 +47,10 @@ class Listener(Protocol):
 
     def write(self, frame: bytes) -> None:
         """Write the text of a frame, now."""
+        ...
+
+    def write_binary(self, frame: bytes) -> None:
+        """Write the data of a binary frame, now."""
         ...
 
     def flushed(self) -> None:
@@ -78,6 +83,7 @@ class Workplace:
     started: Callable[["LiveSession"], None]
     settled: Callable[["LiveSession"], None]
     ended: Callable[["LiveSession"], None]
+    speech: SpeechDesk
 
 
 class LiveSession:
@@ -91,6 +97,7 @@ class LiveSession:
         "_meter",
         "_one_at_a_time",
         "_responder",
+        "_speaking",
         "_tasks",
         "_workplace",
         "key",
@@ -112,6 +119,7 @@ class LiveSession:
         self._tasks: set[asyncio.Task[None]] = set()
         self._asides = Asides(self._spawn, workplace.engine, workplace.idle_work, workplace.metrics)
         self._responder: asyncio.Task[None] | None = None
+        self._speaking: Speaking | None = None  # made for the first response that is spoken
         self._one_at_a_time = asyncio.Lock()
         self._meter: ResponseMeter | None = None
         # Its tasks run in no connection's context, and log in that of the session.
@@ -126,16 +134,22 @@ class LiveSession:
         """The connection it speaks to; None while there is none."""
         return self._listener
 
+    @property
+    def speaking(self) -> bool:
+        """Whether something is still being spoken."""
+        return self._speaking is not None and self._speaking.busy
+
     # Connections
 
     def attach(self, listener: Listener) -> None:
         """Speak to this connection, which is the session's first."""
         self._listener = listener
-        self.outbox.attach(listener.write, listener.flushed)
+        self.outbox.attach(listener.write, listener.flushed, listener.write_binary)
 
     def detach(self) -> None:
         """Speak to nobody for now: what is said waits."""
         self._listener = None
+        self._hush()
         self.outbox.detach()
 
     def resume(self, listener: Listener, event: StartSession, now: float, *, greeted: bool) -> bool:
@@ -193,6 +207,7 @@ class LiveSession:
     async def closed(self) -> None:
         """Stop all, and wait until no task is left."""
         self.desert()
+        self._hush()
         self._asides.stop()
         while self._tasks:
             for task in self._tasks:
@@ -220,14 +235,21 @@ class LiveSession:
                     self._start(self._count(effect))
                 case Stop():
                     self._stop_response()
-                case Warm(request):
-                    self._asides.warm(request)
-                case Condense(job):
-                    self._asides.condense(effect, partial(self.session.condensed, job))
-                case StopAsides():
-                    self._asides.stop()
+                case Hush():
+                    self._hush()
+                case Warm() | Condense() | StopAsides():
+                    self._see_to_aside(effect)
                 case Dropped(tokens):
                     self._workplace.metrics.count_dropped(tokens)
+
+    def _see_to_aside(self, effect: Warm | Condense | StopAsides) -> None:
+        match effect:
+            case Warm(request):
+                self._asides.warm(request)
+            case Condense(job):
+                self._asides.condense(effect, partial(self.session.condensed, job))
+            case StopAsides():
+                self._asides.stop()
 
     def _send(self, event: events.ServerEvent) -> None:
         if isinstance(event, events.SessionStarted):
@@ -248,8 +270,13 @@ class LiveSession:
         if self._meter is not None:
             self._meter.stopped()
         self._workplace.metrics.cancels.inc()
+        self._hush()
         if self._responder is not None:
             self._responder.cancel()
+
+    def _hush(self) -> None:
+        if self._speaking is not None:
+            self._speaking.hush()
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
         """Work for a turn, which nothing else may hold up."""
@@ -284,10 +311,12 @@ class LiveSession:
             self._log_response(effect, "cancelled", self._last_answer())
             raise
         except FastTalkError as error:
+            self._hush()
             self._log_response(effect, error.code, "", reason=error.message)
             effects = session.failed(number, error, monotonic())
         except Exception:  # noqa: BLE001
             # The owner of the response: a bug of ours must end it by an error, not by a hung client.
+            self._hush()
             _log.exception("response_crashed")
             crash = InternalError("the service failed; the message was not answered, send it again")
             effects = session.failed(number, crash, monotonic())
@@ -312,10 +341,13 @@ class LiveSession:
             measured = workplace.metrics.for_engine(workplace.engine.name, effect.request.model)
             with workplace.idle_work.turn(), ResponseMeter(measured) as meter:
                 self._meter = meter
-                take = self.session.taker(effect.response, self.outbox.put, monotonic, meter.times)
+                send = self._sender(effect.response)
+                take = self.session.taker(effect.response, send, monotonic, meter.times)
                 waits = partial(self._waits, effect.response, meter)
                 finish = await workplace.engine.generate(effect.request, Sink(take, meter.times, waits))
                 meter.finished(finish.usage)
+                if self._speaking is not None:
+                    self._speaking.finish(final=not finish.tool_calls)
         finally:
             self._meter = None
         return finish
@@ -327,6 +359,19 @@ class LiveSession:
             self.carry_out(self.session.waits(number, position))
         else:
             meter.asked()
+
+    def _sender(self, number: int) -> Callable[[Token | Thinking], None]:
+        """Return what sends a response's text on: the outbox alone, unless it is spoken."""
+        how = self.session.speech
+        if how is None or self._listener is None:
+            return self.outbox.put
+        if self._speaking is None:
+            tell = self._tell
+            self._speaking = Speaking(self.session, self.outbox, self._workplace.speech, self._spawn, tell)
+        return self._speaking.begin(number, how)
+
+    def _tell(self, error: FastTalkError) -> None:
+        self.carry_out(self.session.tell(error))
 
 
 def is_worth_keeping(session: Session) -> bool:

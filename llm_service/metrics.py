@@ -20,6 +20,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from llm_service.errors import Category
+from llm_service.speech_metrics import SpeechMetrics
 
 Outcome = Literal["finished", "cancelled", "failed"]
 TokenType = Literal["input", "output", "cached"]
@@ -133,6 +134,7 @@ class Metrics:
         self._create_timings(registry)
         self._create_gauges(registry)
         self._create_counters(registry)
+        self.speech = SpeechMetrics(registry)
         build = Gauge(
             "fasttalk_build_info", "What runs here; always 1", ["version", "python"], registry=registry,
             multiprocess_mode="max",

@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Callable
 from time import monotonic
 
-from llm_service.events import ServerEvent, SessionStarted, Thinking, Token, encode
+from llm_service.audio_frames import binary_frame
+from llm_service.events import Audio, ServerEvent, SessionStarted, Thinking, Token, encode
 from llm_service.replay import Replay, ReplayRecord
 
 # Characters of tokens that become one event: clients bound the frames they take, at 1 MiB as a rule.
@@ -41,12 +42,15 @@ class Outbox:
         "_replay",
         "_seq",
         "_write",
+        "_write_binary",
         "_written_before",
         "lost",
+        "ready",
     )
 
     def __init__(self, *, max_bytes: int, replay_bytes: int) -> None:
         self._write: Callable[[bytes], None] = _nowhere
+        self._write_binary: Callable[[bytes], None] = _nowhere
         self._flushed: Callable[[], None] = _nothing
         self._max_bytes = max_bytes
         self._replay = Replay(max_bytes=replay_bytes)
@@ -59,6 +63,7 @@ class Outbox:
         self._seq = 0
         self._written_before = 0  # in earlier sessions
         self.lost = False
+        self.ready: Callable[[], None] | None = None  # called when a client that took nothing takes more
 
     def __repr__(self) -> str:
         return f"<Outbox: {len(self._pending)} events, {self._pending_bytes} bytes, {self._seq} sent>"
@@ -98,20 +103,26 @@ class Outbox:
         """The events that were written, as far as they are kept."""
         return self._replay
 
-    def attach(self, write: Callable[[bytes], None], flushed: Callable[[], None]) -> None:
+    def attach(
+        self,
+        write: Callable[[bytes], None],
+        flushed: Callable[[], None],
+        write_binary: Callable[[bytes], None] | None = None,
+    ) -> None:
         """Give it a client; `go_on` sends it what waits.
 
-        `write` writes the text of a frame; `flushed` is called once, when `close` was called and all that was put
-        before is written.
+        `write` writes the text of a frame, `write_binary` the data of one; `flushed` is called once, when `close` was
+        called and all that was put before is written.
         """
         self._write, self._flushed = write, flushed
+        self._write_binary = write_binary or _nowhere
         self._paused_since = None
         self._closing = self._finished = False
         self._direct = not self._pending and not self.lost
 
     def detach(self) -> None:
         """Take its client away: what is put from now on waits for another."""
-        self._write, self._flushed = _nowhere, _nothing
+        self._write, self._flushed, self._write_binary = _nowhere, _nothing, _nowhere
         self._paused_since = None
         self._closing = self._direct = False
         while self._pending and type(self._pending[0][0]) is bytes:
@@ -165,6 +176,20 @@ class Outbox:
             self._pending_bytes += weight
             self.lost = self._pending_bytes > 2 * self._max_bytes
 
+    def put_audio(self, audio: Audio, *, binary: bool) -> bool:
+        """Write audio now, or not at all while the client takes nothing; returns whether it was written.
+
+        It is neither queued nor numbered nor kept: sound is bulky, and of no use to a client that comes back for it.
+        """
+        if not self._direct:
+            return False
+        if binary:
+            self._write_binary(binary_frame(audio))
+        else:
+            audio.seq = self._seq
+            self._write(encode(audio))
+        return True
+
     def close(self) -> None:
         """Write what waits, and then no more."""
         self._closing = True
@@ -193,6 +218,8 @@ class Outbox:
             self._finish()
         else:
             self._direct = not self.lost
+            if self.ready is not None:
+                self.ready()
 
     def stalled_seconds(self, now: float) -> float:
         """Return for how long the client has taken nothing of what was written to it."""

@@ -14,8 +14,9 @@ from websockets.frames import Frame
 from llm_service.close_codes import CloseCode
 from llm_service.wire import WIRE_EXTENSION
 
-# RFC 6455, 5.2: FIN and the opcode of text, then the length, in 7, 16 or 64 bits.
+# RFC 6455, 5.2: FIN and the opcode of text or of binary, then the length, in 7, 16 or 64 bits.
 _TEXT = 0x81
+_BINARY = 0x82
 _SHORT_HEADERS = [bytes((_TEXT, length)) for length in range(126)]
 
 # A body may come slower than headers: uploads cross phones' networks.
@@ -119,6 +120,18 @@ class TransportWire:
         else:
             header = struct.pack("!BBQ", _TEXT, 127, length)
         transport.write(header + text)
+
+    def write_binary(self, data: bytes) -> None:
+        if self._transport.is_closing():
+            return
+        length = len(data)
+        if length < 126:
+            header = struct.pack("!BB", _BINARY, length)
+        elif length < 65_536:
+            header = struct.pack("!BBH", _BINARY, 126, length)
+        else:
+            header = struct.pack("!BBQ", _BINARY, 127, length)
+        self._transport.write(header + data)
 
     def listen(self, pause: Callable[[], None], resume: Callable[[], None], take: Callable[[str], None]) -> None:
         self.pause, self.resume, self.take = pause, resume, take

@@ -6,7 +6,20 @@ import msgspec
 
 from llm_service.events import ContextUse, ResponseStats, UserMessage
 from llm_service.generation import Finish, Usage
+from llm_service.sentences import Chunk
 from llm_service.session_defaults import Choices
+
+
+@dataclass(frozen=True, slots=True)
+class SpokenChunk:
+    """A chunk, and the characters of the whole answer that stand before those it was cut of."""
+
+    chunk: Chunk
+    offset: int
+
+    def heard(self, chars: int) -> int:
+        """Return how much of the answer was heard when so many characters of the chunk were."""
+        return self.offset + self.chunk.response_chars(chars)
 
 
 @dataclass(slots=True)
@@ -32,6 +45,7 @@ class Response:
     earlier_chars: int = 0
     earlier_deltas: int = 0
     earlier_tokens: int = 0
+    chunks: dict[int, SpokenChunk] = field(default_factory=dict)  # what of it was cut to be spoken, by the chunks' ids
 
     @property
     def text(self) -> str:

@@ -7,18 +7,21 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from llm_service import __version__
-from llm_service.api import health, llm_socket
+from llm_service.api import health, llm_socket, tts_info
+from llm_service.chunk_hook import OnChunk
 from llm_service.config import Settings
 from llm_service.service import Service
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, *, on_chunk: OnChunk | None = None) -> FastAPI:
     """Make the application of the main port; it opens its engine at start-up and closes it at shutdown.
+
+    `on_chunk` gets each chunk of the sessions that are spoken (`config.speech`): a function, `async` or not.
 
     Any ASGI server can run it; `llm_service.serving` runs it under uvicorn with the limits that the service
     promises.
     """
-    return create_app_for(Service(settings))
+    return create_app_for(Service(settings, on_chunk=on_chunk))
 
 
 def create_app_for(service: Service) -> FastAPI:
@@ -40,5 +43,6 @@ def create_app_for(service: Service) -> FastAPI:
         # Pages that may talk may also look at /health and /stats; no others can read them.
         app.add_middleware(CORSMiddleware, allow_origins=service.settings.allowed_origins, allow_methods=["GET"])
     app.include_router(health.router)
+    app.include_router(tts_info.router)
     app.include_router(llm_socket.router)
     return app

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from llm_service import __version__
 from llm_service.access import AccessPolicy
 from llm_service.archive import Archive
+from llm_service.chunk_hook import ChunkHook, OnChunk
 from llm_service.config import Settings
 from llm_service.connection import Connection, ConnectionLimits
 from llm_service.engine_health import EngineHealth
@@ -37,6 +38,9 @@ from llm_service.resumption import Resumption
 from llm_service.session import Session
 from llm_service.session_defaults import SessionDefaults
 from llm_service.session_manager import SessionManager
+from llm_service.speaking import SpeechDesk
+from llm_service.speech import open_speech
+from llm_service.speech_choices import SpeechDefaults
 from llm_service.stores import open_store
 
 # How often connections are looked after and the event loop's delay is measured, in seconds.
@@ -63,11 +67,20 @@ class Service:
         StartupError: there is no such device or engine, the model cannot be had, or API_KEYS_FILE is broken.
     """
 
-    def __init__(self, settings: Settings, *, opener: EngineOpener = open_engine, metrics_folder: str = "") -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        opener: EngineOpener = open_engine,
+        metrics_folder: str = "",
+        on_chunk: OnChunk | None = None,
+    ) -> None:
         self.settings = settings
         self.registry = CollectorRegistry()
         self.exposed = shared_registry(metrics_folder) if metrics_folder else self.registry
         self.metrics = Metrics(self.registry, version=__version__)
+        self.speech = open_speech(settings, self.metrics.speech)
+        self._hook = None if on_chunk is None else ChunkHook(on_chunk, self.metrics.speech)
         self._key_file = KeyFile(Path(settings.api_keys_file)) if settings.api_keys_file else None
         self.access = AccessPolicy(
             api_keys=(key.get_secret_value() for key in settings.api_keys),
@@ -104,6 +117,9 @@ class Service:
         settings = self.settings
         if self._key_file is not None:
             self.access.change_keys(self._key_file.load())
+        self._stack.push_async_callback(self.speech.aclose)
+        if self._hook is not None:
+            self._stack.push_async_callback(self._hook.aclose)
         try:
             self.opened = await self._opener(settings)
             self._stack.push_async_callback(self.opened.engine.aclose)
@@ -263,6 +279,13 @@ class Service:
             started=self.resumption.started,
             settled=self.resumption.settled,
             ended=self.resumption.ended,
+            speech=SpeechDesk(
+                endpoints=self.speech,
+                metrics=self.metrics.speech,
+                hook=self._hook,
+                max_ahead=settings.tts_max_ahead,
+                max_waiting=settings.tts_max_waiting,
+            ),
         )
         await self._stack.enter_async_context(archive.kept_up(self.resumption.lost, self.resumption.hand_over))
         self._stack.push_async_callback(self.resumption.aclose)
@@ -320,4 +343,12 @@ class Service:
             tool_timeout=settings.tool_timeout,
             counts_tokens=opened.counts_tokens,
             window_enforced=opened.window_enforced,
+            speech=SpeechDefaults(
+                enabled=settings.speech_enabled,
+                voice=settings.tts_voice,
+                language=settings.tts_language,
+                speed=settings.tts_speed,
+                format=settings.tts_format,
+                formats=self.speech.formats,
+            ),
         )

@@ -23,7 +23,7 @@ from llm_service import events
 from llm_service.condenser import Condenser
 from llm_service.conversation import Conversation, Prompt
 from llm_service.counters import Counters
-from llm_service.effects import Condense, Count, Dropped, Effect, Generate, Send, Stop, StopAsides, Warm
+from llm_service.effects import Condense, Count, Dropped, Effect, Generate, Hush, Send, Stop, StopAsides, Warm
 from llm_service.errors import (
     ContextOverflow,
     FastTalkError,
@@ -38,9 +38,11 @@ from llm_service.events import Thinking, Token
 from llm_service.generation import Delta, Finish, GenerationRequest, Message, SamplingParams, TakeDelta
 from llm_service.records import VERSION, EndedResponse, SessionRecord
 from llm_service.replay import ReplayRecord
-from llm_service.response import Response
+from llm_service.response import Response, SpokenChunk
+from llm_service.sentences import Chunk
 from llm_service.session_config import SessionConfig, config_as_sent, merge_config
 from llm_service.session_defaults import Choices, SessionDefaults
+from llm_service.speech_choices import SpeechChoices
 from llm_service.summary import Condensation
 
 # Times that a model may ask for tools before it answers.
@@ -67,6 +69,7 @@ class Session:
         "_asides",
         "_calls",
         "_choices",
+        "_chunks",
         "_condenser",
         "_conversation",
         "_counters_before",
@@ -92,6 +95,7 @@ class Session:
         self._response: Response | None = None
         self._last_response = 0
         self._calls = 0
+        self._chunks = 0
         self._asides = False  # something was asked of the engine beside the turns
         self._ended: Response | None = None  # the newest one that has ended, while its turn is the newest
         self._dropped_before = 0  # tokens that were told of
@@ -120,6 +124,11 @@ class Session:
     def config(self) -> SessionConfig:
         """What the client chose."""
         return self._choices.config
+
+    @property
+    def speech(self) -> SpeechChoices | None:
+        """How the running response is spoken; None: not at all, or none runs."""
+        return None if self._response is None else self._response.choices.speech
 
     @property
     def conversation(self) -> Conversation:
@@ -216,6 +225,16 @@ class Session:
             send(Token(data=delta.text))
 
         return take
+
+    def cut(self, number: int, chunk: Chunk) -> events.Chunk | None:
+        """Take note of a chunk of the running response, cut to be spoken; returns it as the client is told of it."""
+        response = self._response
+        if response is None or response.number != number:
+            return None
+        self._chunks += 1
+        offset = response.earlier_chars
+        response.chunks[self._chunks] = SpokenChunk(chunk, offset)
+        return events.Chunk(id=self._chunks, text=chunk.text, start=offset + chunk.start, end=offset + chunk.end)
 
     def counted(self, number: int, tokens: int | None, now: float) -> list[Effect]:
         """Take the engine's count of the running response's message; None: it could not count after all."""
@@ -426,7 +445,7 @@ class Session:
             return [self._error(self._refusing, id=event.id)]
         effects = self._ensure_active(now)
         if self._response is None:
-            return effects + self._respond(event, now)
+            return effects + self._barge_in() + self._respond(event, now)
         match self._choices.on_busy:
             case "interrupt":
                 return effects + self._stop_all() + self._respond(event, now)
@@ -437,6 +456,14 @@ class Session:
                     "a response is running; wait for its end, cancel it, or set config.on_busy to interrupt or queue"
                 )
                 return [*effects, self._error(error, id=event.id)]
+
+    def _barge_in(self) -> list[Effect]:
+        """Stop what is still spoken of an answer whose text is whole, since the user speaks; but not under `queue`."""
+        if not self._chunks or self._choices.on_busy == "queue":
+            return []
+        if self._choices.on_busy == "interrupt":
+            self._cut_short()
+        return self._silenced()
 
     def _enqueue(self, event: events.UserMessage) -> list[Effect]:
         limit = self._defaults.max_queued_messages
@@ -459,7 +486,7 @@ class Session:
     def _cancel(self) -> list[Effect]:
         self._cut_short()
         stopped = self._stop_all()
-        return [*stopped, *self._settle()] if stopped else [Send(events.Cancelled(success=False))]
+        return [*stopped, *self._settle()] if stopped else [*self._silenced(), Send(events.Cancelled(success=False))]
 
     def _end(self, now: float, reason: events.EndReason) -> list[Effect]:
         effects = self._leave()
@@ -467,14 +494,21 @@ class Session:
         return [*effects, Send(events.SessionEnded(stats=self.stats(now), reason=reason))]
 
     def _played(self, event: events.Played) -> list[Effect]:
-        if event.chunk is not None:
-            error = UnknownChunk("no chunk was sent; leave it out, and chars count from the beginning of the answer")
+        if event.chunk is not None and event.chunk not in range(1, self._chunks + 1):
+            error = UnknownChunk("no such chunk was sent; without one, chars count from the beginning of the answer")
             return [self._error(error)]
         response = self._response or self._ended
-        if response is not None:
-            response.heard = event.chars
-            if response.interrupted:
-                self._conversation.cut(event.chars)
+        if response is None:
+            return []
+        heard = event.chars
+        if event.chunk is not None:
+            spoken = response.chunks.get(event.chunk)
+            if spoken is None:
+                return []  # of an answer that another has followed meanwhile
+            heard = spoken.heard(event.chars)
+        response.heard = heard
+        if response.interrupted:
+            self._conversation.cut(heard)
         return []
 
     def _partial_message(self, event: events.PartialMessage) -> list[Effect]:
@@ -649,7 +683,10 @@ class Session:
 
     def _leave(self) -> list[Effect]:
         """Stop all that is done for this session, which is to end."""
-        return [*self._stop_all(), *self._stop_asides()]
+        return [*self._stop_all(), *self._stop_asides(), *self._silenced()]
+
+    def _silenced(self) -> list[Effect]:
+        return [Hush()] if self._chunks else []
 
     def _stop_asides(self) -> list[Effect]:
         self._condenser.forget()

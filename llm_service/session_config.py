@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-OptionalEvent = Literal["response_started", "thinking", "queued", "context"]
-AudioFormat = Literal["pcm", "wav", "mp3", "opus"]
+from llm_service.audio_format import AudioFormat
+
+OptionalEvent = Literal["response_started", "thinking", "queued", "context", "chunk", "audio"]
 OnBusy = Literal["reject", "interrupt", "queue"]
 ContextStrategy = Literal["trim", "summarize"]
 StopSequence = Annotated[str, Field(min_length=1, max_length=100)]
@@ -62,6 +63,28 @@ class ToolSpec(BaseModel):
     function: ToolFunction
 
 
+class SpeechConfig(BaseModel):
+    """How the answers are spoken; what is left out, or null, is the service's default."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    enabled: bool | None = Field(
+        None, description="cut answers into speakable chunks; audio of them comes to who names audio in config.events"
+    )
+    # No path, option or query can be made of these.
+    voice: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:,+ -]{0,127}$", description="a voice of the TTS, by its own name"
+    )
+    language: str | None = Field(
+        None, pattern=r"^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,3}$", description="as in en, pt-BR or zh"
+    )
+    format: AudioFormat | None = Field(None, description="pcm: 16-bit mono samples, little-endian; opus: in an Ogg")
+    speed: float | None = Field(
+        None, ge=0.25, le=4, allow_inf_nan=False, description="a factor; 1: as the voice speaks"
+    )
+    binary: bool | None = Field(None, description="send audio as binary frames: a header of 12 bytes, then the data")
+
+
 class SessionConfig(BaseModel):
     """What a client may choose for its session; what it leaves out, or gives as null, is the service's default."""
 
@@ -89,6 +112,7 @@ class SessionConfig(BaseModel):
     tools: Annotated[list[ToolSpec], Field(max_length=64)] | None = Field(
         None, description="functions the model may ask for: each call comes as a tool_call event"
     )
+    speech: SpeechConfig | None = Field(None, description="whether and how answers are spoken")
     events: Annotated[list[OptionalEvent], Field(max_length=16)] | None = Field(
         None, description="further server events this client understands"
     )

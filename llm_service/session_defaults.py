@@ -1,17 +1,19 @@
 """What a session is where its client chose nothing, and how far a client may choose."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llm_service.errors import InvalidConfig
 from llm_service.generation import SamplingParams, Tool
 from llm_service.session_config import ContextStrategy, OnBusy, OptionalEvent, SessionConfig
+from llm_service.speech_choices import SpeechChoices, SpeechDefaults
 
 
 @dataclass(frozen=True, slots=True)
 class Choices:
     """What holds in a session: its client's configuration, laid over the service's defaults.
 
-    `config` is as the client sent it; `window` is the tokens that prompt and answer may have together.
+    `config` is as the client sent it; `window` is the tokens that prompt and answer may have together; `speech` is None
+    where nothing is spoken.
     """
 
     config: SessionConfig
@@ -24,6 +26,7 @@ class Choices:
     summarizes: bool
     warms: bool
     events: frozenset[OptionalEvent]
+    speech: SpeechChoices | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class SessionDefaults:
     tool_timeout: float = 60.0
     counts_tokens: bool = False
     window_enforced: bool = True
+    speech: SpeechDefaults = field(default_factory=SpeechDefaults)
 
     def refusal(self, config: SessionConfig) -> InvalidConfig | None:
         """Return why the configuration cannot be had on this service, or None if it can."""
@@ -59,7 +63,7 @@ class SessionDefaults:
             return InvalidConfig(f"config.model: not offered here; offered are {', '.join(sorted(self.models))}")
         if config.context_window is not None and config.context_window > self.context_window:
             return InvalidConfig(f"config.context_window: must be at most {self.context_window}")
-        return None
+        return self.speech.refusal(config)
 
     def choices(self, config: SessionConfig) -> Choices:
         """Lay a client's configuration over the defaults; it may choose to have no system prompt by an empty one."""
@@ -77,6 +81,7 @@ class SessionDefaults:
             summarizes=(config.context_strategy or self.context_strategy) == "summarize",
             warms=self.warm if config.warm is None else config.warm,
             events=frozenset(config.events or ()),
+            speech=self.speech.choices(config),
         )
 
     def _sampling(self, config: SessionConfig) -> SamplingParams:

@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Protocol
 
+from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 WIRE_EXTENSION = "fasttalk.wire"
@@ -15,6 +16,10 @@ class Wire(Protocol):
 
     def write(self, text: bytes) -> None:
         """Write a text frame; nothing happens once the WebSocket is closed."""
+        ...
+
+    def write_binary(self, data: bytes) -> None:
+        """Write a binary frame; nothing happens once the WebSocket is closed."""
         ...
 
     def listen(self, pause: Callable[[], None], resume: Callable[[], None], take: Callable[[str], None]) -> None:
@@ -43,8 +48,10 @@ class ASGIWire:
         self._sending: asyncio.Task[None] | None = None
 
     def write(self, text: bytes) -> None:
-        self._pause()
-        self._sending = asyncio.get_running_loop().create_task(self._send(text.decode()))
+        self._begin({"type": "websocket.send", "text": text.decode()})
+
+    def write_binary(self, data: bytes) -> None:
+        self._begin({"type": "websocket.send", "bytes": data})
 
     def listen(self, pause: Callable[[], None], resume: Callable[[], None], take: Callable[[str], None]) -> None:  # noqa: ARG002
         self._pause, self._resume = pause, resume
@@ -52,10 +59,14 @@ class ASGIWire:
     def abort(self) -> None:
         """Do nothing: ASGI has no such thing."""
 
-    async def _send(self, text: str) -> None:
+    def _begin(self, message: Message) -> None:
+        self._pause()
+        self._sending = asyncio.get_running_loop().create_task(self._send(message))
+
+    async def _send(self, message: Message) -> None:
         # A client that left is noticed by who reads from it.
         with contextlib.suppress(WebSocketDisconnect, RuntimeError):
-            await self._socket.send({"type": "websocket.send", "text": text})
+            await self._socket.send(message)
             self._resume()
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from llm_service import log
 
-pytest_plugins = ["tests.real_engines", "tests.redis_server"]
+pytest_plugins = ["tests.espeak", "tests.real_engines", "tests.redis_server"]
 
 # The tests of modules that know no event loop, socket or clock; together they take less than a second.
 PURE = frozenset(
@@ -15,6 +15,7 @@ PURE = frozenset(
         "test_access",
         "test_audio",
         "test_boundaries",
+        "test_audio_frames",
         "test_config",
         "test_conversation",
         "test_errors",
@@ -28,6 +29,7 @@ PURE = frozenset(
         "test_session_machine",
         "test_session_manager",
         "test_speakable",
+        "test_speech_choices",
         "test_sse",
     }
 )

@@ -77,6 +77,12 @@ LEVELS = {
     "engines.retrying": 2,
     "stores": 2,
     "stores.*": 2,
+    "audio_format": 0,
+    "speech_metrics": 0,
+    "speech_choices": 1,
+    "audio_frames": 1,
+    "chunk_hook": 3,
+    "speaking": 3,
     "speech": 2,
     "speech.*": 2,
     "engines.pool": 3,
@@ -134,6 +140,9 @@ PURE = {
     "speech.audio",
     "engines.permits",
     "engines.prompt_reading",
+    "speech_choices",
+    "audio_format",
+    "audio_frames",
 }
 # All that pure modules may import, beside each other: nothing here waits, asks a clock or touches the world.
 PURE_IMPORTS = {

@@ -41,6 +41,7 @@ CODES = {
     "SpeechUnavailable": "speech_unavailable",
     "SpeechTimeout": "speech_timeout",
     "SpeechFailed": "speech_failed",
+    "SpeechRejected": "speech_rejected",
     "SpeechTooSlow": "speech_too_slow",
     "ToolResultsOverdue": "tool_results_overdue",
     "Unauthorized": "unauthorized",

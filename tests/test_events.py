@@ -54,6 +54,11 @@ SHORT: list[tuple[events.ServerEvent, dict[str, Any]]] = [
         {"type": "tool_call", "id": "c", "name": "add", "arguments": {"a": 1}},
     ),
     (
+        events.Chunk(id=3, text="Hello.", start=2, end=10),
+        {"type": "chunk", "id": 3, "text": "Hello.", "start": 2, "end": 10},
+    ),
+    (events.Audio(chunk=3, format="mp3"), {"type": "audio", "chunk": 3, "format": "mp3"}),
+    (
         events.Context(used=52, limit=8192, dropped=0),
         {"type": "context", "used": 52, "limit": 8192, "dropped": 0},
     ),
@@ -89,6 +94,10 @@ LONG: list[tuple[events.ServerEvent, dict[str, Any]]] = [
     (
         events.ResponseComplete(stats=_response_stats(cached_tokens=0, prompt_ms=1.5, estimated=True), id="u-1"),
         {"id": "u-1", "stats": {**STATS, "cached_tokens": 0, "prompt_ms": 1.5, "estimated": True}},
+    ),
+    (
+        events.Audio(chunk=3, format="pcm", sample_rate=8000, data=b"\0\1\xff", last=True),
+        {"sample_rate": 8000, "data": "AAH/", "last": True},
     ),
     (events.Cancelled(success=True, id="u-1", dropped=2), {"success": True, "id": "u-1", "dropped": 2}),
     (

@@ -3,7 +3,8 @@
 import json
 from time import monotonic
 
-from llm_service.events import Cancelled, Queued, ServerEvent, SessionStarted, Token
+from llm_service.audio_frames import binary_frame
+from llm_service.events import Audio, Cancelled, Queued, ServerEvent, SessionStarted, Token
 from llm_service.outbox import Outbox
 
 
@@ -262,3 +263,44 @@ def test_numbers_go_on_where_another_left() -> None:
     other.outbox.put(Token(data="b"))
     assert [3] == [frame["seq"] for frame in other.frames]
     assert (3, 1) == (other.outbox.sent, other.outbox.written)
+
+
+def test_audio_is_written_or_left_alone() -> None:
+    """Sound goes out at once to a client that takes it, without a number of its own; else nobody keeps it."""
+    client = Client()
+    outbox = client.outbox
+    binary: list[bytes] = []
+    audio = Audio(chunk=1, format="pcm", sample_rate=8000, data=b"ab")
+    outbox.detach()
+    assert not outbox.put_audio(audio, binary=False)
+    outbox.attach(client.write, client.flush, binary.append)
+    outbox.put(Token(data="a"))
+
+    assert outbox.put_audio(audio, binary=False)
+    assert outbox.put_audio(audio, binary=True)
+    outbox.put(Token(data="b"))
+    outbox.pause()
+    assert not outbox.put_audio(audio, binary=False)
+
+    assert [1, 1, 2] == [frame["seq"] for frame in client.frames]
+    assert [binary_frame(audio)] == binary
+    assert 2 == outbox.replay.seq == outbox.sent
+    assert ["token"] == [json.loads(frame)["type"] for frame in outbox.replay.after(1) or []]
+
+
+def test_who_holds_audio_hears_when_there_is_room() -> None:
+    """`ready` is called behind what waited, as often as the client takes more, and not while it closes."""
+    client = Client()
+    outbox = client.outbox
+    ready: list[int] = []
+    outbox.ready = lambda: ready.append(len(client.frames))
+    outbox.pause()
+    outbox.put(Token(data="a"))
+    outbox.resume()
+    outbox.pause()
+    outbox.resume()
+    outbox.pause()
+    outbox.close()
+    outbox.resume()
+
+    assert [1, 1] == ready

@@ -37,7 +37,15 @@ FULL_CONFIG: dict[str, Any] = {
     "tools": [
         {"type": "function", "function": {"name": "add", "description": "adds", "parameters": {"type": "object"}}}
     ],
-    "events": ["thinking", "context"],
+    "speech": {
+        "enabled": True,
+        "voice": "af_sarah:60,bm_george:40",
+        "language": "pt-BR",
+        "format": "opus",
+        "speed": 1.5,
+        "binary": True,
+    },
+    "events": ["thinking", "context", "chunk", "audio"],
 }
 
 
@@ -281,7 +289,18 @@ INVALID_CONFIGS = [
     ("think", "true", "config.think: must be true or false"),
     ("on_busy", "wait", "config.on_busy: must be 'reject', 'interrupt' or 'queue'"),
     ("on_busy", [], "config.on_busy: must be 'reject', 'interrupt' or 'queue'"),
-    ("events", ["audio"], "config.events.0: must be 'response_started', 'thinking', 'queued' or 'context'"),
+    (
+        "events",
+        ["sound"],
+        "config.events.0: must be 'response_started', 'thinking', 'queued', 'context', 'chunk' or 'audio'",
+    ),
+    ("speech", True, "config.speech: must be an object"),
+    ("speech", {"enabled": "yes"}, "config.speech.enabled: must be true or false"),
+    ("speech", {"voice": "../x"}, "config.speech.voice: must match ^[A-Za-z0-9][A-Za-z0-9_.:,+ -]{0,127}$"),
+    ("speech", {"language": "english!"}, "config.speech.language: must match ^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,3}$"),
+    ("speech", {"format": "flac"}, "config.speech.format: must be 'pcm', 'wav', 'mp3' or 'opus'"),
+    ("speech", {"speed": 5}, "config.speech.speed: must be at most 4.0"),
+    ("speech", {"pitch": 1}, "config.speech.pitch: unknown key"),
     ("events", ["thinking"] * 17, "config.events: must have at most 16 items"),
     ("events", {}, "config.events: must be an array"),
     ("context_strategy", "forget", "config.context_strategy: must be 'trim' or 'summarize'"),

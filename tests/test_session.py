@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from llm_service import events
-from llm_service.effects import Condense, Count, Dropped, Effect, Generate, Send, Stop, StopAsides, Warm
+from llm_service.effects import Condense, Count, Dropped, Effect, Generate, Hush, Send, Stop, StopAsides, Warm
 from llm_service.errors import ContextOverflow, EngineTimeout, InvalidJSON
 from llm_service.events import (
     Cancel,
@@ -18,8 +18,9 @@ from llm_service.events import (
     UserMessage,
 )
 from llm_service.generation import Delta, Finish, GenerationRequest, SamplingParams, ToolCall, Usage
+from llm_service.sentences import Chunk
 from llm_service.session import MAX_TOOL_STEPS, Session, SessionState
-from llm_service.session_config import SessionConfig, ToolSpec
+from llm_service.session_config import SessionConfig, SpeechConfig, ToolSpec
 from llm_service.session_defaults import SessionDefaults
 from tests.sessions import say
 
@@ -1023,3 +1024,97 @@ def test_repr_is_a_snapshot() -> None:
     """A session tells where it stands."""
     assert "<Session s-1: new, idle, 0 queued>" == repr(_session())
     assert "<Session s-1: active, response 1 runs, 0 queued>" == repr(_busy())
+
+
+SPOKEN = SessionConfig(speech=SpeechConfig(enabled=True), events=["chunk"])
+# "**Good** morning." of which the marks are not heard.
+BOLD = Chunk(0, "Good morning.", 0, 17, pieces=((0, 2), (4, 4), (0, 2), (9, 9)))
+
+
+def _speaking(**config: Any) -> tuple[Session, int]:
+    session = _session()
+    session.receive(StartSession(config=SPOKEN.model_copy(update=config)), 0.0)
+    session.receive(UserMessage(text="Hello"), 1.0)
+    assert session.running is not None
+    say(session, session.running, Delta("**Good** morning."), 2.0)
+    return session, session.running
+
+
+class TestSpeech:
+    def test_chunks_are_numbered_through_the_session(self) -> None:
+        """No two chunks of a session share an id, and spans count from the beginning of the answer."""
+        session, number = _speaking()
+
+        assert events.Chunk(id=1, text="Good morning.", start=0, end=17) == session.cut(number, BOLD)
+        session.finished(number, STOPPED, 3.0)
+        assert session.cut(number, BOLD) is None
+        session.receive(UserMessage(text="Again"), 4.0)
+        assert session.running is not None
+        again = session.cut(session.running, BOLD)
+        assert again is not None
+        assert 2 == again.id
+
+    @pytest.mark.parametrize(
+        ("chars", "kept"), [(0, ""), (4, "**Good"), (8, "**Good** mor"), (99, "**Good** morning.")]
+    )
+    def test_an_ack_of_a_chunk_is_led_back_to_the_answer(self, chars: int, kept: str) -> None:
+        """What was heard counts in the chunk's text, and the history is cut in the answer's own characters."""
+        session, number = _speaking()
+        session.cut(number, BOLD)
+
+        session.receive(Played(chunk=1, chars=chars), 3.0)
+        session.receive(Cancel(), 4.0)
+
+        last = session.conversation.last
+        assert last is not None
+        assert kept == last.answer
+
+    def test_an_ack_that_comes_too_late_is_no_mistake(self) -> None:
+        """Of a chunk of an earlier answer nothing is cut any more; one that was never sent is a mistake."""
+        session, number = _speaking()
+        session.cut(number, BOLD)
+        session.receive(Cancel(), 3.0)
+        session.receive(UserMessage(text="Again"), 4.0)
+
+        assert [] == session.receive(Played(chunk=1, chars=3), 5.0)
+        (refusal,) = session.receive(Played(chunk=2, chars=3), 5.0)
+        assert isinstance(refusal, Send)
+        assert isinstance(refusal.event, events.Error)
+        assert "unknown_chunk" == refusal.event.error.code
+
+    @pytest.mark.parametrize("event", [Cancel(), EndSession(), StartSession(), UserMessage(text="Stop")])
+    def test_whoever_speaks_stops_what_is_heard_of_a_whole_answer(self, event: events.ClientMessage) -> None:
+        """The text is over and its sound is not: a barge-in of any kind is silence."""
+        session, number = _speaking()
+        session.cut(number, BOLD)
+        session.finished(number, STOPPED, 3.0)
+
+        assert Hush() in session.receive(event, 4.0)
+
+    def test_under_queue_nobody_is_interrupted(self) -> None:
+        """A message that waits for the text's end waits behind the sound, too."""
+        session, number = _speaking(on_busy="queue")
+        session.cut(number, BOLD)
+        session.finished(number, STOPPED, 3.0)
+
+        assert Hush() not in session.receive(UserMessage(text="And then?"), 4.0)
+
+    def test_interrupting_the_sound_cuts_what_was_not_heard(self) -> None:
+        """Under `interrupt` a message within the sound of a whole answer is what a cancel and a message are."""
+        session, number = _speaking(on_busy="interrupt")
+        session.cut(number, BOLD)
+        session.finished(number, STOPPED, 3.0)
+        session.receive(Played(chunk=1, chars=8), 4.0)
+
+        *_, ask = session.receive(UserMessage(text="Stop"), 5.0)
+
+        assert isinstance(ask, Generate)
+        assert "**Good** mor" == ask.request.messages[2].content
+
+    def test_a_session_that_speaks_nothing_has_no_more_effects(self) -> None:
+        """Without speech a cancel, a message and an end are what they were."""
+        session = _session()
+        session.receive(StartSession(), 0.0)
+
+        assert [Send(events.Cancelled(success=False))] == session.receive(Cancel(), 1.0)
+        assert session.speech is None

@@ -62,6 +62,7 @@ def test_nothing_chosen_is_the_default() -> None:
         summarizes=False,
         warms=False,
         events=frozenset(),
+        speech=None,
     )
     other = replace(DEFAULTS, context_strategy="summarize", warm=True).choices(SessionConfig())
     assert (True, True) == (other.summarizes, other.warms)
@@ -97,6 +98,7 @@ def test_what_was_chosen_is_had() -> None:
         summarizes=True,
         warms=True,
         events=frozenset({"thinking"}),
+        speech=None,
     )
     eager = replace(DEFAULTS, context_strategy="summarize", warm=True)
     chosen = eager.choices(SessionConfig(context_strategy="trim", warm=False))

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 
+import pytest
 import uvicorn
 from websockets.asyncio.client import connect
 
@@ -20,7 +21,7 @@ LENGTHS = [1, *range(80, 97), *range(65_490, 65_506), 100_000]
 
 
 @contextlib.asynccontextmanager
-async def foreign_server(engine: ScriptedEngine) -> AsyncGenerator[str, None]:
+async def foreign_server(engine: ScriptedEngine) -> AsyncGenerator[tuple[str, Service], None]:
     """Run the application under uvicorn as it is, with its own protocol."""
     listener = bind("127.0.0.1", 0, setting="LLM_PORT")
 
@@ -35,7 +36,7 @@ async def foreign_server(engine: ScriptedEngine) -> AsyncGenerator[str, None]:
         while not server.started:
             await asyncio.sleep(0.005)
         try:
-            yield f"ws://127.0.0.1:{listener.getsockname()[1]}/ws/llm"
+            yield f"ws://127.0.0.1:{listener.getsockname()[1]}/ws/llm", service
         finally:
             server.should_exit = True
             await task
@@ -54,7 +55,7 @@ async def test_frames_of_any_length() -> None:
 async def test_a_server_that_is_not_ours() -> None:
     """Under another server the application talks all the same: in order, numbered, and to the closing frame."""
     engine = ScriptedEngine(lambda _: map(str, range(50)), tokens_per_second=10_000, models=())
-    async with foreign_server(engine) as url, connect(url, proxy=None) as socket:
+    async with foreign_server(engine) as (url, _), connect(url, proxy=None) as socket:
         await start(socket)
         answer = await ask(socket, "x")
         assert "".join(map(str, range(50))) == answer.text
@@ -71,7 +72,7 @@ async def test_a_server_that_is_not_ours() -> None:
 async def test_a_client_that_leaves_a_server_that_is_not_ours() -> None:
     """A client that is gone frees the engine there, too."""
     engine = ScriptedEngine(lambda _: ["x"] * 100_000, tokens_per_second=5000, models=())
-    async with foreign_server(engine) as url:
+    async with foreign_server(engine) as (url, _):
         async with connect(url, proxy=None) as socket:
             await start(socket)
             await send(socket, "user_message", text="x")
@@ -79,3 +80,23 @@ async def test_a_client_that_leaves_a_server_that_is_not_ours() -> None:
         async with asyncio.timeout(5):
             while engine.running:
                 await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("foreign", [False, True], ids=["our own", "a server that is not ours"])
+async def test_binary_frames(foreign: bool) -> None:
+    """Binary frames of any length go between the text ones, in order."""
+    engine = ScriptedEngine(lambda _: ["x"], tokens_per_second=10_000, models=())
+    async with contextlib.AsyncExitStack() as stack:
+        if foreign:
+            url, service = await stack.enter_async_context(foreign_server(engine))
+        else:
+            live = await stack.enter_async_context(live_service(engine))
+            url, service = live.ws_url, live.service
+        socket = await stack.enter_async_context(connect(url, proxy=None, compression=None))
+        await start(socket)
+        (connection,) = service.connections
+        for length in (0, 1, 125, 126, 65_535, 65_536, 100_000):
+            connection.write_binary(b"y" * length)
+            assert b"y" * length == await socket.recv()
+        await send(socket, "update_config", config={})
+        assert "session_configured" == (await receive(socket))["type"]

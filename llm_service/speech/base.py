@@ -6,6 +6,7 @@ from typing import Literal, Protocol, get_args
 
 import msgspec
 
+from llm_service.audio_format import AudioFormat
 from llm_service.errors import (
     EngineError,
     EngineTimeout,
@@ -14,7 +15,6 @@ from llm_service.errors import (
     SpeechTimeout,
     SpeechUnavailable,
 )
-from llm_service.session_config import AudioFormat
 
 TakeAudio = Callable[[bytes], None]
 """Gets a part of an audio file. What it raises ends the synthesis."""
@@ -28,7 +28,8 @@ class Utterance(msgspec.Struct, frozen=True, kw_only=True):
 
     `text` is what is to be heard, without markup; `start` and `end` are what it stands for in the response, in
     characters. `speed` is a factor, 1 for the voice's own. `final` marks the last chunk of the response, where that is
-    known. `language` is a BCP 47 tag; an empty `voice` is the endpoint's own.
+    known. `language` is a BCP 47 tag; an empty `voice` is the endpoint's own. `chosen` says that a client chose voice,
+    language or speed: a TTS that cannot serve them may be well all the same.
     """
 
     text: str
@@ -42,6 +43,7 @@ class Utterance(msgspec.Struct, frozen=True, kw_only=True):
     session_id: str = ""
     turn: int = 0
     final: bool = False
+    chosen: bool = False
 
 
 class Synthesizer(Protocol):

@@ -1,23 +1,16 @@
 """HTTP to a TTS: the engines' transport, with the errors of speech."""
 
+import contextlib
 from collections.abc import Mapping
 
 import msgspec
 
 from llm_service.engines.refusals import Refusal
 from llm_service.engines.transport import EngineClient, display_name
-from llm_service.errors import SpeechFailed
+from llm_service.errors import SpeechError, SpeechFailed, SpeechRejected
 from llm_service.speech.base import TakeAudio, speech_errors
 
 _encode = msgspec.json.Encoder().encode
-
-
-class Refused(SpeechFailed):
-    """The TTS answered with an error status."""
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 class SpeechClient:
@@ -75,25 +68,22 @@ class SpeechClient:
         Raises:
             SpeechError: it does not.
         """
-        try:
-            with speech_errors():
-                await self._client.get(path, below_base=below_base)
-        except Refused as refused:
-            if refused.status >= 500:
-                raise
+        with contextlib.suppress(SpeechRejected), speech_errors():
+            await self._client.get(path, below_base=below_base)
 
     async def aclose(self) -> None:
         """Close every connection."""
         await self._client.aclose()
 
-    def _refuse(self, refusal: Refusal) -> Refused:
+    def _refuse(self, refusal: Refusal) -> SpeechError:
         # What the TTS says of it may hold the text that was to be spoken.
-        if refusal.status in (401, 403):
-            message = f"{self.address} denied access (HTTP {refusal.status}): check TTS_API_KEY"
-        elif refusal.status < 400:
-            message = (
-                f"{self.address} redirects elsewhere (HTTP {refusal.status}): put the final URL into TTS_ENDPOINTS"
+        status = refusal.status
+        if status in (401, 403):
+            return SpeechFailed(f"{self.address} denied access (HTTP {status}): check TTS_API_KEY")
+        if status < 400:
+            return SpeechFailed(
+                f"{self.address} redirects elsewhere (HTTP {status}): put the final URL into TTS_ENDPOINTS"
             )
-        else:
-            message = f"{self.address} answered HTTP {refusal.status}"
-        return Refused(message, refusal.status)
+        if status >= 500 or status == 429:
+            return SpeechFailed(f"{self.address} answered HTTP {status}")
+        return SpeechRejected(f"{self.address} refused (HTTP {status}): it may not know the voice or the language")

@@ -5,8 +5,8 @@ import contextlib
 import shutil
 from collections.abc import AsyncGenerator
 
-from llm_service.errors import SpeechFailed, SpeechTimeout, SpeechUnavailable
-from llm_service.session_config import AudioFormat
+from llm_service.audio_format import AudioFormat
+from llm_service.errors import SpeechRejected, SpeechTimeout, SpeechUnavailable
 from llm_service.speech.base import Kind, TakeAudio, Utterance
 
 PROGRAM = "espeak-ng"
@@ -57,7 +57,7 @@ class EspeakSynthesizer:
             except TimeoutError:
                 raise SpeechTimeout(f"{self.address} said nothing for {self._silence:g} seconds") from None
             if status:
-                raise SpeechFailed(
+                raise SpeechRejected(
                     f"{self.address} refused: it may not have the voice {voice!r}; see espeak-ng --voices"
                 )
 

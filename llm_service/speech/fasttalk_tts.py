@@ -14,9 +14,9 @@ from urllib.parse import quote
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
+from llm_service.audio_format import AudioFormat
 from llm_service.engines.transport import display_name
-from llm_service.errors import ConfigurationError, SpeechFailed, SpeechTimeout, SpeechUnavailable
-from llm_service.session_config import AudioFormat
+from llm_service.errors import ConfigurationError, SpeechFailed, SpeechRejected, SpeechTimeout, SpeechUnavailable
 from llm_service.speech.base import Kind, TakeAudio, Utterance
 from llm_service.speech.client import SpeechClient
 from llm_service.speech.reaching import reach
@@ -126,7 +126,7 @@ class FastTalkSynthesizer:
                     return str(message.get("file", ""))
                 case "error":
                     # Its message is a Python exception's, and may hold the text.
-                    raise SpeechFailed(
+                    raise SpeechRejected(
                         f"{self.address} refused the chunk: see its log; voice and language may be unknown"
                     )
                 case _:

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from llm_service.audio_format import AudioFormat
 from llm_service.errors import ConfigurationError
-from llm_service.session_config import AudioFormat
 from llm_service.speech.base import Kind, TakeAudio, Utterance
 from llm_service.speech.client import SpeechClient
 

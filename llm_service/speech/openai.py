@@ -2,7 +2,7 @@
 TTS wrapper on 9088, which has the same path and its own ways.
 """
 
-from llm_service.session_config import AudioFormat
+from llm_service.audio_format import AudioFormat
 from llm_service.speech.base import Kind, TakeAudio, Utterance
 from llm_service.speech.client import SpeechClient
 

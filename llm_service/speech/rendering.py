@@ -3,8 +3,8 @@
 import asyncio
 from collections.abc import Callable
 
+from llm_service.audio_format import AudioFormat
 from llm_service.errors import SpeechFailed
-from llm_service.session_config import AudioFormat
 from llm_service.speech.audio import MAX_AUDIO_BYTES, SAMPLE_BYTES, WavReader, container, wav_header
 from llm_service.speech.convert import can_convert, convert
 

@@ -13,7 +13,7 @@ from time import time
 import httpx
 import msgspec
 
-from llm_service.session_config import AudioFormat
+from llm_service.audio_format import AudioFormat
 from llm_service.speech.base import Kind, TakeAudio, Utterance
 from llm_service.speech.client import SpeechClient
 from llm_service.speech.reaching import reach

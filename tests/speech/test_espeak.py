@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from llm_service.errors import SpeechFailed, SpeechTimeout, SpeechUnavailable
+from llm_service.errors import SpeechRejected, SpeechTimeout, SpeechUnavailable
 from llm_service.speech.base import Utterance
 from llm_service.speech.espeak import EspeakSynthesizer
 from tests.speech.utterances import SENTENCE, rendered, spoken
@@ -34,7 +34,7 @@ async def test_speed_and_voice_are_passed_on(espeak_program: str) -> None:
     fast, _ = await rendered(espeak, format="pcm", speed=2.0)
 
     assert 0.35 < len(fast) / len(slow) < 0.75
-    with pytest.raises(SpeechFailed, match="voice 'zzzz'"):
+    with pytest.raises(SpeechRejected, match="voice 'zzzz'"):
         await rendered(espeak, voice="zzzz")
 
 
@@ -71,7 +71,7 @@ async def test_cancel_kills_its_process(tmp_path: Path) -> None:
     assert not process.is_running()
 
 
-@pytest.mark.parametrize(("body", "error"), [("exit 1", SpeechFailed), ("exec sleep 60", SpeechTimeout)])
+@pytest.mark.parametrize(("body", "error"), [("exit 1", SpeechRejected), ("exec sleep 60", SpeechTimeout)])
 async def test_a_program_that_fails_or_hangs(tmp_path: Path, body: str, error: type[Exception]) -> None:
     """Its status and its silence are errors, and its process is gone."""
     espeak = EspeakSynthesizer(voice="", silence=0.3, program=script(tmp_path, body))

@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from llm_service.errors import ConfigurationError, SpeechError, SpeechFailed, SpeechTimeout, SpeechUnavailable
+from llm_service.errors import (
+    ConfigurationError,
+    SpeechError,
+    SpeechFailed,
+    SpeechRejected,
+    SpeechTimeout,
+    SpeechUnavailable,
+)
 from llm_service.speech.base import Utterance
 from llm_service.speech.fasttalk_tts import FastTalkSynthesizer
 from tests.engines.fake_server import Exchange, FakeServer
@@ -81,7 +88,7 @@ async def test_its_refusals(tmp_path: Path) -> None:
     """An error message, a full house and nobody at all are told apart."""
     async with doubles.fasttalk_tts(tmp_path) as double:
         speaker = synthesizer(double.url, tmp_path)
-        with pytest.raises(SpeechFailed, match="refused"):
+        with pytest.raises(SpeechRejected, match="refused"):
             await spoken(speaker, text="")
         await speaker.ping()
         double.busy = True

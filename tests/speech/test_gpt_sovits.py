@@ -2,7 +2,7 @@
 
 import pytest
 
-from llm_service.errors import ConfigurationError, SpeechFailed
+from llm_service.errors import ConfigurationError, SpeechRejected
 from llm_service.speech.gpt_sovits import GPTSoVITSSynthesizer, GPTSoVITSv2Synthesizer, Reference
 from llm_service.speech.openai import OpenAISynthesizer
 from tests.engines.fake_server import FakeServer
@@ -36,7 +36,7 @@ async def test_first_api_without_any_recording(tts: FakeServer) -> None:
     tts.answer = doubles.GPTSoVITS(reference=False)
     synthesizer = GPTSoVITSSynthesizer(tts.url, reference=Reference(path="x.wav"), **TIMES)
 
-    with pytest.raises(SpeechFailed, match="HTTP 400"):
+    with pytest.raises(SpeechRejected, match="HTTP 400"):
         await rendered(synthesizer, language="de")
     await synthesizer.aclose()
 

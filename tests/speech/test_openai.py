@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from llm_service.errors import SpeechFailed, SpeechTimeout, SpeechUnavailable
-from llm_service.session_config import AudioFormat
+from llm_service.audio_format import AudioFormat
+from llm_service.errors import SpeechFailed, SpeechRejected, SpeechTimeout, SpeechUnavailable
 from llm_service.speech.base import Utterance
 from llm_service.speech.openai import OPEASynthesizer, OpenAISynthesizer
 from tests.engines.fake_server import Exchange, FakeServer
@@ -87,7 +87,7 @@ async def test_refusals_do_not_quote_what_was_said(tts: FakeServer) -> None:
     tts.answer = refuse
     synthesizer = openai(tts.url)
 
-    with pytest.raises(SpeechFailed, match="HTTP 400") as caught:
+    with pytest.raises(SpeechRejected, match="HTTP 400") as caught:
         await spoken(synthesizer)
     await synthesizer.aclose()
 

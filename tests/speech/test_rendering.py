@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from llm_service.audio_format import AudioFormat
 from llm_service.errors import SpeechFailed
-from llm_service.session_config import AudioFormat
 from llm_service.speech import rendering as module
 from llm_service.speech.audio import MAX_AUDIO_BYTES
 from llm_service.speech.rendering import Rendering

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from llm_service.errors import SpeechFailed, SpeechUnavailable
+from llm_service.errors import SpeechError, SpeechUnavailable
 from llm_service.speech.webhook import WebhookSynthesizer, signature
 from tests.engines.fake_server import Exchange, FakeServer
 from tests.processes import free_port
@@ -74,7 +74,7 @@ async def test_what_is_not_taken_is_an_error(tts: FakeServer, status: int) -> No
     tts.answer = refuse
     webhook = WebhookSynthesizer(tts.url, secret=SECRET, **TIMES)
 
-    with pytest.raises(SpeechFailed):
+    with pytest.raises(SpeechError):
         await spoken(webhook)
     await webhook.aclose()
 

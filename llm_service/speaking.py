@@ -1,0 +1,204 @@
+"""What one session has spoken: its responses cut into chunks, chunks told of, and their sound sent to its client."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic
+
+from llm_service import events
+from llm_service.chunk_hook import ChunkHook
+from llm_service.errors import SpeechError
+from llm_service.events import Audio, Thinking, Token
+from llm_service.outbox import Outbox
+from llm_service.sentences import Chunk, Chunker, Pacing
+from llm_service.session import Session
+from llm_service.speech.base import Utterance
+from llm_service.speech.endpoints import Endpoints
+from llm_service.speech.forwarder import Forwarder, Spawn
+from llm_service.speech_choices import SpeechChoices
+from llm_service.speech_metrics import SpeechMetrics
+
+_PACING = Pacing()
+# Seconds behind a mark at which the chunker is asked, so that it is passed.
+_MARGIN = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechDesk:
+    """What all sessions of a process speak with; `max_ahead` in seconds of audio, `max_waiting` in chunks."""
+
+    endpoints: Endpoints
+    metrics: SpeechMetrics
+    hook: ChunkHook | None
+    max_ahead: float
+    max_waiting: int
+
+
+class Speaking:
+    """Speaks the responses of one session, one after the other.
+
+    `begin` and `finish` enclose a generation; `hush` ends all at once. `tell` is told of a failure that costs the
+    response its sound. Tasks are made by `spawn`.
+    """
+
+    __slots__ = (
+        "_chunker",
+        "_cut",
+        "_desk",
+        "_due",
+        "_forwarder",
+        "_heard",
+        "_how",
+        "_number",
+        "_outbox",
+        "_session",
+        "_started",
+        "_tell",
+    )
+
+    def __init__(
+        self, session: Session, outbox: Outbox, desk: SpeechDesk, spawn: Spawn, tell: Callable[[SpeechError], None]
+    ) -> None:
+        self._session = session
+        self._outbox = outbox
+        self._desk = desk
+        self._tell = tell
+        self._forwarder = Forwarder(
+            desk.endpoints, self, spawn, desk.metrics, max_ahead=desk.max_ahead, max_waiting=desk.max_waiting
+        )
+        outbox.ready = self._forwarder.ready
+        self._chunker: Chunker | None = None
+        self._how: SpeechChoices | None = None
+        self._number = 0
+        self._started = 0.0
+        self._cut = self._heard = True  # the response has a chunk by now, and sound
+        self._due: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        return f"<Speaking: {self._forwarder!r}>"
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is spoken, or waits to be."""
+        return self._forwarder.busy
+
+    def begin(self, number: int, how: SpeechChoices) -> Callable[[Token | Thinking], None]:
+        """Speak this response; returns what sends its events on, and cuts its text meanwhile."""
+        if number != self._number:
+            self._number, self._started = number, monotonic()
+            self._cut = self._heard = False
+        self._how = how
+        chunker = self._chunker = Chunker(language=how.language, pacing=_PACING)
+        put = self._outbox.put
+
+        def send(event: Token | Thinking) -> None:
+            put(event)
+            if type(event) is Token and self._chunker is chunker:
+                chunks = chunker.feed(event.data, self._expected())
+                if chunks:
+                    self._take(chunks)
+
+        return send
+
+    def finish(self, *, final: bool) -> None:
+        """Give out the rest of the text; `final` says that the response is over, and no tools are asked for."""
+        chunker, self._chunker = self._chunker, None
+        self._cancel_due()
+        if chunker is not None:
+            self._take(chunker.finish(), final=final)
+
+    def hush(self) -> None:
+        """Drop what waits, abort what runs, and cut no more of this response."""
+        self._chunker = None
+        self._cancel_due()
+        self._forwarder.hush()
+
+    # Of the forwarder
+
+    def give(self, audio: Audio) -> bool:
+        """Write a piece of sound to the client, if it takes one now."""
+        assert self._how is not None
+        written = self._outbox.put_audio(audio, binary=self._how.binary)
+        if written and not self._heard:
+            self._heard = True
+            self._desk.metrics.first_audio.observe(monotonic() - self._started)
+        return written
+
+    def spoken(self) -> None:
+        """See to it that what the chunker holds back is given out before the client has heard all."""
+        self._cancel_due()
+        self._give_due()
+
+    def failed(self, error: SpeechError) -> None:
+        """Tell the client that the rest of the response is text alone."""
+        self._tell(error)
+
+    # Chunks
+
+    def _expected(self) -> float | None:
+        """Seconds of audio the client has yet to hear; None where it hears none from here."""
+        return self._forwarder.expected if self._how is not None and self._how.audio else None
+
+    def _give_due(self) -> None:
+        self._due = None
+        if self._chunker is None:
+            return
+        ahead = self._expected()
+        chunks = self._chunker.due(ahead)
+        if chunks:
+            self._take(chunks)
+        elif ahead is not None:
+            # The chunker may want to give what it holds when there is less, and no delta may come by then.
+            later = next((ahead - mark for mark in (_PACING.enough_audio, _PACING.short_audio) if ahead > mark), None)
+            if later is not None:
+                self._due = asyncio.get_running_loop().call_later(later + _MARGIN, self._give_due)
+
+    def _cancel_due(self) -> None:
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+
+    def _take(self, chunks: list[Chunk], *, final: bool = False) -> None:
+        """Tell of chunks, and have them spoken."""
+        how, desk = self._how, self._desk
+        assert how is not None
+        for chunk in chunks:
+            told = self._session.cut(self._number, chunk)
+            if told is None:
+                return
+            if not self._cut:
+                self._cut = True
+                desk.metrics.first_chunk.observe(monotonic() - self._started)
+            desk.metrics.chunks.inc()
+            if how.chunks:
+                self._outbox.put(told)
+            self._say(self._utterance(told, how, final=final and chunk is chunks[-1]))
+        if final and not chunks:
+            end = events.Chunk(id=0, text="", start=0, end=0)
+            self._say(self._utterance(end, how, final=True))
+
+    def _say(self, utterance: Utterance) -> None:
+        how, desk = self._how, self._desk
+        assert how is not None
+        if desk.hook is not None and utterance.id:
+            desk.hook.offer(utterance)
+        # What has no text is of interest to a webhook alone, and only if it is the end.
+        worth = bool(utterance.text) or (utterance.final and not how.audio)
+        if worth and desk.endpoints.serves(audio=how.audio):
+            self._forwarder.say(utterance, audio=how.audio)
+
+    def _utterance(self, chunk: events.Chunk, how: SpeechChoices, *, final: bool) -> Utterance:
+        return Utterance(
+            text=chunk.text,
+            voice=how.voice,
+            language=how.language,
+            speed=how.speed,
+            format=how.format,
+            id=chunk.id,
+            start=chunk.start,
+            end=chunk.end,
+            session_id=self._session.id,
+            turn=self._number,
+            final=final,
+            chosen=how.chosen,
+        )

@@ -1,0 +1,491 @@
+"""A session that speaks, over real sockets: a WebSocket on one side, a TTS on the other."""
+
+import asyncio
+import base64
+import json
+import random
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from websockets.asyncio.client import ClientConnection
+
+from llm_service.audio_frames import read_frame
+from llm_service.engines.scripted import ScriptedEngine
+from llm_service.events import Audio
+from tests.engines.fake_server import Exchange, FakeServer, fake_server
+from tests.live import Event, Live, live_service, receive, send, start
+from tests.speech import doubles
+from tests.talk import history
+
+ANSWER = "Well, good morning to you. **This** is the second sentence. And here is the last one!"
+SPEECH = {"enabled": True, "format": "pcm"}
+
+
+def engine(text: str = ANSWER, rate: float = 2000.0) -> ScriptedEngine:
+    pieces = [f"{word} " for word in text.split(" ")]
+    pieces[-1] = pieces[-1][:-1]
+    return ScriptedEngine(lambda _: pieces, tokens_per_second=rate, models=())
+
+
+@asynccontextmanager
+async def speaking(
+    tts: FakeServer, scripted: ScriptedEngine | None = None, **environment: str
+) -> AsyncGenerator[Live, None]:
+    """Run the service with an OpenAI-shaped TTS."""
+    variables = {"TTS_ENDPOINTS": f"openai={tts.url}/v1", "TTS_TIMEOUT": "5"} | environment
+    async with live_service(scripted or engine(), variables) as live:
+        yield live
+
+
+@pytest.fixture
+async def tts() -> AsyncGenerator[FakeServer, None]:
+    """A TTS that answers as OpenAI's does, until the test says something else."""
+    async with fake_server() as server:
+        server.answer = doubles.openai
+        yield server
+
+
+class Heard:
+    """All that came over one connection, sorted."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.chunks: list[Event] = []
+        self.audio: list[Audio] = []
+        self.order: list[str] = []
+        self.terminal: Event = {}
+        self.errors: list[Event] = []
+
+    def take(self, frame: str | bytes) -> None:
+        if isinstance(frame, bytes):
+            self.audio.append(read_frame(frame))
+            self.order.append("audio")
+            return
+        event = json.loads(frame)
+        self.order.append(event["type"])
+        match event["type"]:
+            case "token":
+                self.text += event["data"]
+            case "chunk":
+                self.chunks.append(event)
+            case "audio":
+                data = base64.b64decode(event.get("data", ""))
+                self.audio.append(
+                    Audio(
+                        chunk=event["chunk"],
+                        format=event["format"],
+                        sample_rate=event.get("sample_rate"),
+                        data=data,
+                        last=event.get("last", False),
+                    )
+                )
+            case "error" if not event.get("terminal"):
+                self.errors.append(event["error"])
+            case "response_complete" | "cancelled" | "error":
+                self.terminal = event
+
+    @property
+    def whole(self) -> bool:
+        """Whether the text is over, and the sound of every chunk that has some."""
+        ended = {audio.chunk for audio in self.audio if audio.last}
+        spoken = {chunk["id"] for chunk in self.chunks if chunk["text"]}
+        return bool(self.terminal) and spoken <= ended
+
+    def sound(self, chunk: int) -> bytes:
+        return b"".join(audio.data for audio in self.audio if audio.chunk == chunk)
+
+
+async def hear(socket: ClientConnection, *, silent: bool = False) -> Heard:
+    """Receive a response until all of it was heard, or, where it stays `silent`, read."""
+    heard = Heard()
+    async with asyncio.timeout(20):
+        while not (heard.terminal if silent else heard.whole):
+            heard.take(await socket.recv())
+    return heard
+
+
+async def begin(socket: ClientConnection, *, events: tuple[str, ...] = ("chunk", "audio"), **speech: Any) -> Event:
+    return await start(socket, speech=SPEECH | speech, events=list(events))
+
+
+async def test_an_answer_is_spoken(tts: FakeServer) -> None:
+    """Text, chunks that cover it without a gap, and the sound of each, in order."""
+    async with speaking(tts) as live, live.connect() as socket:
+        await begin(socket)
+        await send(socket, "user_message", text="Hello")
+        heard = await hear(socket)
+
+    assert ANSWER == heard.text
+    spans = [(chunk["start"], chunk["end"]) for chunk in heard.chunks]
+    assert (0, len(ANSWER)) == (spans[0][0], spans[-1][1])
+    assert all(left[1] == right[0] for left, right in pairwise(spans))
+    assert "Well, good morning to you." in " ".join(chunk["text"] for chunk in heard.chunks)
+    assert "**" not in "".join(chunk["text"] for chunk in heard.chunks)
+    assert [chunk["id"] for chunk in heard.chunks] == sorted({audio.chunk for audio in heard.audio})
+    assert all(doubles.samples() == heard.sound(chunk["id"]) for chunk in heard.chunks)
+    assert {doubles.RATE} == {audio.sample_rate for audio in heard.audio if audio.data}
+    assert [chunk["text"] for chunk in heard.chunks] == [
+        exchange.json()["input"] for exchange in tts.exchanges if exchange.method == "POST"
+    ]
+
+
+async def test_chunks_come_before_the_end_and_sound_when_it_comes(tts: FakeServer) -> None:
+    """All chunks are told before the terminal event; the sound, which takes longer, follows behind it."""
+    async with speaking(tts) as live, live.connect() as socket:
+        await begin(socket)
+        await send(socket, "user_message", text="Hello")
+        heard = await hear(socket)
+
+    end = heard.order.index("response_complete")
+    assert "chunk" not in heard.order[end:]
+    assert heard.order.index("chunk") < heard.order.index("audio")
+
+
+@pytest.mark.parametrize(("form", "first"), [("wav", b"RIFF"), ("mp3", b"ID3"), ("opus", b"OggS")])
+async def test_formats_and_binary_frames(tts: FakeServer, form: str, first: bytes) -> None:
+    """Sound comes in the format that was asked for, as binary frames if the client wants those."""
+    async with speaking(tts) as live, live.connect() as socket:
+        await begin(socket, format=form, binary=True)
+        await send(socket, "user_message", text="Hello")
+        heard = await hear(socket)
+
+    assert {form} == {audio.format for audio in heard.audio}
+    assert all(heard.sound(chunk["id"]).startswith(first) for chunk in heard.chunks)
+
+
+async def test_chunks_alone_need_no_tts() -> None:
+    """A client with a voice of its own asks for chunks, and no TTS is needed or asked."""
+    async with live_service(engine()) as live, live.connect() as socket:
+        await begin(socket, events=("chunk",))
+        await send(socket, "user_message", text="Hello")
+        heard = await hear(socket, silent=True)
+
+    assert ANSWER == heard.text
+    assert len(ANSWER) == heard.chunks[-1]["end"]
+    assert [] == heard.audio
+
+
+async def test_sound_without_a_tts_is_refused_at_the_start() -> None:
+    """The client is told what to do, and the session does not begin without it."""
+    async with live_service(engine()) as live, live.connect() as socket:
+        answer = await begin(socket)
+
+    assert "invalid_config" == answer["error"]["code"]
+    assert "TTS_ENDPOINTS" in answer["error"]["message"]
+
+
+async def test_a_session_that_does_not_ask_is_silent(tts: FakeServer) -> None:
+    """No chunk, no sound, and nobody asked the TTS."""
+    async with speaking(tts) as live, live.connect() as socket:
+        await start(socket, events=["chunk", "audio"])
+        await send(socket, "user_message", text="Hello")
+        heard = await hear(socket, silent=True)
+
+    assert {"token", "response_complete"} == set(heard.order)
+    assert [] == [exchange for exchange in tts.exchanges if exchange.method == "POST"]
+
+
+class Faults:
+    """A TTS that serves some chunks, then does something else to each, until it is `mended`."""
+
+    def __init__(self, at: int, fault: str) -> None:
+        self.at = at
+        self.fault = fault
+        self.asked = 0
+        self.mended = False
+
+    async def __call__(self, exchange: Exchange) -> None:
+        if exchange.method == "GET":
+            await doubles.openai(exchange)
+            return
+        self.asked += 1
+        if self.mended or self.asked <= self.at:
+            await doubles.openai(exchange)
+            return
+        match self.fault:
+            case "dies":
+                exchange.reset()
+            case "stalls":
+                await exchange.start()
+                await exchange.left.wait()
+            case "half":
+                await exchange.answer(doubles.a_wav()[:1500])
+            case "cut":
+                await exchange.start()
+                await exchange.send(doubles.a_wav()[:1500])
+                exchange.reset()
+            case "garbage":
+                await exchange.answer(b"\0\1\2" * 500)
+            case "error":
+                await exchange.answer(b'{"code": 400, "message": "no reference"}')
+            case _:
+                await exchange.answer(b"Internal Server Error", 500)
+
+
+@pytest.mark.parametrize("at", range(3))
+@pytest.mark.parametrize("fault", ["dies", "stalls", "half", "cut", "garbage", "error", "status"])
+async def test_a_tts_that_fails_costs_no_text(tts: FakeServer, fault: str, at: int) -> None:
+    """Whatever a TTS does at whichever chunk: the text is whole, one error of speech is told, the session goes on."""
+    faults = tts.answer = Faults(at, fault)
+    async with speaking(tts, TTS_TIMEOUT="0.3") as live, live.connect() as socket:
+        await begin(socket)
+        await send(socket, "user_message", text="Hello")
+        heard = Heard()
+        async with asyncio.timeout(20):
+            while not (heard.terminal and heard.errors):
+                heard.take(await socket.recv())
+        faults.mended = True
+        await send(socket, "user_message", text="Again")
+        again = await hear(socket)
+
+    assert ANSWER == heard.text == again.text
+    assert "response_complete" == heard.terminal["type"] == again.terminal["type"]
+    assert [("speech", "low")] == [(error["category"], error["severity"]) for error in heard.errors]
+    assert [] == again.errors
+    assert len(heard.chunks) == len(again.chunks) >= 3
+
+
+async def test_the_next_tts_takes_over(tts: FakeServer) -> None:
+    """With two, the first's death is heard by nobody."""
+    async with fake_server() as other:
+        other.answer = Faults(1, "dies")
+        endpoints = f"openai={other.url}/v1,opea={tts.url}"
+        tts.answer = doubles.OPEA()
+        async with speaking(tts, TTS_ENDPOINTS=endpoints) as live, live.connect() as socket:
+            await begin(socket)
+            await send(socket, "user_message", text="Hello")
+            heard = await hear(socket)
+
+    assert [] == heard.errors
+    assert all(doubles.samples() == heard.sound(chunk["id"]) for chunk in heard.chunks)
+
+
+class Slow:
+    """A TTS that streams slowly, and knows which of its answers are still running."""
+
+    def __init__(self, pieces: int = 40, pause: float = 0.02) -> None:
+        self.pieces = pieces
+        self.pause = pause
+        self.running = 0
+
+    async def __call__(self, exchange: Exchange) -> None:
+        if exchange.method == "GET":
+            await doubles.openai(exchange)
+            return
+        self.running += 1
+        try:
+            await exchange.start()
+            await exchange.send(doubles.a_wav(0)[:40] + b"\xff\xff\xff\xff")
+            for _ in range(self.pieces):
+                await exchange.send(doubles.samples(0.02))
+                try:
+                    async with asyncio.timeout(self.pause):
+                        await exchange.left.wait()
+                    return
+                except TimeoutError:
+                    continue
+            await exchange.end()
+        finally:
+            self.running -= 1
+
+
+async def until_sound(socket: ClientConnection) -> Heard:
+    heard = Heard()
+    async with asyncio.timeout(10):
+        while not heard.audio:
+            heard.take(await socket.recv())
+    return heard
+
+
+async def until_free(slow: Slow) -> None:
+    async with asyncio.timeout(10):
+        while slow.running:
+            await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("rate", [20.0, 5000.0], ids=["while the text runs", "when the text is over"])
+@pytest.mark.parametrize("how", ["cancel", "end_session", "start_session", "user_message", "disconnect"])
+async def test_who_wants_no_more_gets_no_more(tts: FakeServer, how: str, rate: float) -> None:
+    """Each way of not listening drops what waits, and closes the TTS's request on the wire."""
+    slow = tts.answer = Slow(pieces=10_000)
+    async with speaking(tts, engine(rate=rate)) as live, live.connect() as socket:
+        await start(socket, speech=SPEECH, events=["audio"], on_busy="interrupt")
+        await send(socket, "user_message", text="Hello")
+        await until_sound(socket)
+        asked = len(tts.exchanges)
+        live_session = next(iter(live.service.connections)).live
+
+        if how == "disconnect":
+            await socket.close()
+        elif how == "user_message":
+            tts.answer = doubles.openai
+            await send(socket, "user_message", text="Stop")
+        else:
+            await send(socket, how)
+        await until_free(slow)
+
+        if how != "user_message":
+            assert asked == len(tts.exchanges)
+            assert not live_session.speaking
+
+
+async def test_no_sound_follows_a_cancel(tts: FakeServer) -> None:
+    """Behind `cancelled` nothing is heard of the answer."""
+    slow = tts.answer = Slow(pieces=10_000)
+    async with speaking(tts, engine(rate=5000.0)) as live, live.connect() as socket:
+        await begin(socket)
+        await send(socket, "user_message", text="Hello")
+        await until_sound(socket)
+        await send(socket, "cancel")
+        events: list[Event] = []
+        async with asyncio.timeout(10):
+            while not (events and events[-1]["type"] == "cancelled"):
+                events.append(json.loads(await socket.recv()))
+        await until_free(slow)
+        await send(socket, "update_config", config={})
+        after = await receive(socket)
+
+    assert "session_configured" == after["type"]
+
+
+async def test_a_queued_message_waits_for_no_silence(tts: FakeServer) -> None:
+    """Under `queue` nobody is interrupted: the second answer is heard behind the first."""
+    async with speaking(tts) as live, live.connect() as socket:
+        await start(socket, speech=SPEECH, events=["chunk", "audio"], on_busy="queue")
+        await send(socket, "user_message", text="One")
+        await send(socket, "user_message", text="Two")
+        heard = Heard()
+        async with asyncio.timeout(20):
+            while not (heard.whole and heard.order.count("response_complete") == 2):
+                heard.take(await socket.recv())
+
+    spoken = [audio.chunk for audio in heard.audio]
+    assert ANSWER + ANSWER == heard.text
+    assert spoken == sorted(spoken)
+    assert {chunk["id"] for chunk in heard.chunks} == set(spoken)
+
+
+async def test_an_ack_of_a_chunk_moves_the_end(tts: FakeServer) -> None:
+    """What was heard of a chunk, mapped back to the answer's own characters, is what stays in the history."""
+    scripted = engine()
+    tts.answer = Slow(pieces=5)
+    async with speaking(tts, scripted) as live, live.connect() as socket:
+        await begin(socket)
+        await send(socket, "user_message", text="Hello")
+        heard = Heard()
+        async with asyncio.timeout(20):
+            while not heard.terminal:
+                heard.take(await socket.recv())
+        marked = next(chunk for chunk in heard.chunks if "This" in chunk["text"])
+        said = marked["text"].index("This") + len("This is")
+        await send(socket, "played", chunk=marked["id"], chars=said)
+        await send(socket, "cancel")
+        await send(socket, "user_message", text="Go on")
+        async with asyncio.timeout(20):
+            while len(scripted.requests) < 2:
+                heard.take(await socket.recv())
+
+    assert ("assistant", ANSWER[: ANSWER.index(" the second")]) == history(scripted)[1]
+
+
+async def test_an_ack_of_a_chunk_that_was_never_sent(tts: FakeServer) -> None:
+    """It is a client's mistake, and told."""
+    async with speaking(tts) as live, live.connect() as socket:
+        await begin(socket)
+        await send(socket, "played", chunk=1, chars=3)
+        answer = await receive(socket)
+
+    assert "unknown_chunk" == answer["error"]["code"]
+
+
+async def test_a_slow_tts_holds_up_no_text(tts: FakeServer) -> None:
+    """The text is over while the first chunk is still being made."""
+    tts.answer = Slow(pieces=10_000)
+    async with speaking(tts, engine(ANSWER * 20)) as live, live.connect() as socket:
+        await begin(socket)
+        await send(socket, "user_message", text="Hello")
+        heard = await hear(socket, silent=True)
+
+    assert ANSWER * 20 == heard.text
+    assert 1 == len({audio.chunk for audio in heard.audio})
+
+
+async def test_a_thousand_barge_ins(tts: FakeServer) -> None:
+    """At random moments, with a slow TTS: nothing is spoken after, and no task, request or socket is left."""
+    slow = tts.answer = Slow(pieces=200, pause=0.005)
+    chance = random.Random(7)
+    async with speaking(tts, engine(rate=400.0)) as live:
+        async with live.connect() as warm:
+            await begin(warm)
+        before = len(asyncio.all_tasks())
+        async with asyncio.TaskGroup() as group:
+            for _ in range(10):
+                group.create_task(_barge_in(live, random.Random(chance.random()), times=100))
+        async with asyncio.timeout(20):
+            while live.service.connections or live.service.resumption.busy:
+                await asyncio.sleep(0.01)
+        await until_free(slow)
+
+        async with asyncio.timeout(20):
+            while len(asyncio.all_tasks()) > before + tts_tasks(tts):
+                await asyncio.sleep(0.01)
+
+
+def tts_tasks(tts: FakeServer) -> int:
+    """Tasks of connections to the TTS that rest, each with its reader."""
+    return 2 * tts.connections
+
+
+async def _barge_in(live: Live, chance: random.Random, times: int) -> None:
+    """Interrupt again and again; a chunk of an answer that was left must never be heard again."""
+    async with live.connect() as socket:
+        await begin(socket)
+        left = 0
+        for number in range(times):
+            await send(socket, "user_message", text="Hello", id=str(number))
+            heard = Heard()
+            try:
+                async with asyncio.timeout(chance.random() * 0.06):
+                    while True:
+                        frame = await socket.recv()
+                        heard.take(frame)
+            except TimeoutError:
+                pass
+            await send(socket, "cancel")
+            async with asyncio.timeout(20):
+                while "cancelled" not in heard.order:
+                    heard.take(await socket.recv())
+            assert all(audio.chunk > left for audio in heard.audio)
+            left = max([left, *(chunk["id"] for chunk in heard.chunks)])
+
+
+async def test_speech_is_measured(tts: FakeServer) -> None:
+    """Time to the first chunk and to the first sound, what was spoken, and by which kind of TTS."""
+    async with speaking(tts) as live, live.connect() as socket:
+        await begin(socket)
+        await send(socket, "user_message", text="Hello")
+        heard = await hear(socket)
+        value = live.service.registry.get_sample_value
+
+        assert 1 == value("fasttalk_speech_time_to_first_chunk_seconds_count")
+        assert 1 == value("fasttalk_speech_time_to_first_audio_seconds_count")
+        assert len(heard.chunks) == value("fasttalk_speech_chunks_total")
+        spoken = value("fasttalk_speech_audio_seconds_total", {"kind": "openai"})
+        assert pytest.approx(0.1 * len(heard.chunks)) == spoken
+        assert 0 == value("fasttalk_speech_unspoken_characters_total")
+
+
+@pytest.mark.espeak
+async def test_espeak_speaks(espeak_program: str) -> None:
+    """The voice of this machine, from a user's message to sound."""
+    async with live_service(engine(), {"TTS_ENDPOINTS": "espeak"}) as live, live.connect() as socket:
+        await begin(socket, binary=True)
+        await send(socket, "user_message", text="Hello")
+        heard = await hear(socket)
+
+    assert {22_050} == {audio.sample_rate for audio in heard.audio if audio.data}
+    seconds = sum(len(audio.data) for audio in heard.audio) / 2 / 22_050
+    assert 3 < seconds < 15
