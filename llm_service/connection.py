@@ -83,6 +83,7 @@ class Connection:
     ) -> None:
         self._socket = socket
         self._wire = wire
+        self.write = wire.write  # itself, and no method that calls it: it is called for every token
         self._live = live
         self._resumption = resumption
         self._limits = limits
@@ -194,10 +195,6 @@ class Connection:
         self.watch(monotonic())
 
     # What its session asks of it
-
-    def write(self, frame: bytes) -> None:
-        """Write the text of a frame."""
-        self._wire.write(frame)
 
     def write_binary(self, frame: bytes) -> None:
         """Write the data of a binary frame."""

@@ -11,7 +11,13 @@ from llm_service.generation import Message, ToolCall, Usage
 from llm_service.history import History
 from llm_service.records import ConversationRecord
 from llm_service.summary import Condensation
-from llm_service.token_estimate import TOKENS_PER_MESSAGE, TokenEstimate, fewest_tokens, most_tokens
+from llm_service.token_estimate import (
+    TOKENS_PER_MESSAGE,
+    TokenEstimate,
+    fewest_tokens,
+    most_tokens,
+    roughly_most_tokens,
+)
 from llm_service.turn import ToolStep, Turn
 
 # Kept free for what estimates and templates get wrong, as a share of the window.
@@ -210,9 +216,12 @@ class Conversation:
         turn = Turn(user=text, tokens=self._estimate(text) if exact is None else exact)
         fewest = (fewest_tokens(text) if exact is None else exact) if engine_counts else None
         self._check_fit(turn.tokens, fewest, context_window)
-        turn.most = most_tokens(text) if exact is None else exact
+        turn.most = roughly_most_tokens(text) if exact is None else exact
         self._ratio_before = self._ratio.bytes_per_token
         self._to_drop = self._turns_to_drop(turn.tokens, turn.most, context_window, max_tokens)
+        if exact is None and self._to_drop:
+            turn.most = most_tokens(text)
+            self._to_drop = self._turns_to_drop(turn.tokens, turn.most, context_window, max_tokens)
         self._open = turn
         self._open_counted = exact is not None
         return self._prompt()
@@ -228,7 +237,7 @@ class Conversation:
         if not left:
             return None
         if not self._open_counted:
-            turn.tokens = self._estimate(turn.user)
+            turn.tokens, turn.most = self._estimate(turn.user), most_tokens(turn.user)
         more = self._turns_to_drop(*self._open_size(), context_window, max_tokens)
         # What was thought to fit did not: at least half of what is left goes, whatever the estimate says now.
         self._to_drop = max(more, self._to_drop + (left + 1) // 2)
@@ -258,6 +267,8 @@ class Conversation:
             ContextOverflow: they do not fit into the window even alone, as in `begin`; the turn is still open.
         """
         turn = self._opened()
+        if not self._open_counted:
+            turn.most = most_tokens(turn.user)
         likely, most = self._open_size()
         fewest = sum(fewest_tokens(step.sent) for step in turn.steps) + fewest_tokens(turn.user)
         self._check_fit(likely, fewest if engine_counts else None, context_window)
@@ -406,6 +417,8 @@ class Conversation:
     def _open_size(self) -> tuple[int, int]:
         """Return what the open turn has, tools included: likely, and at most."""
         turn = self._opened()
+        if not turn.steps:
+            return turn.tokens, turn.most
         steps = [self._step_size(step) for step in turn.steps]
         return turn.tokens + sum(likely for likely, _ in steps), turn.most + sum(most for _, most in steps)
 
@@ -424,7 +437,9 @@ class Conversation:
         turn.counted = False
 
     def _drop(self, count: int) -> None:
-        gone = self._history.drop(max(0, count))
+        if count <= 0:
+            return
+        gone = self._history.drop(count)
         self.dropped_turns += len(gone)
         self.dropped_tokens += sum(turn.tokens for turn in gone)
         if self.keep_dropped:

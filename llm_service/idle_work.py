@@ -5,8 +5,8 @@ busy with it would let a user wait.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Generator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager, suppress
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -33,18 +33,19 @@ class IdleWork:
         """Whether neither a turn is being answered nor a job is done."""
         return not self._turns and self._job is None
 
-    @contextmanager
-    def turn(self) -> Generator[None, None, None]:
-        """Stand around the answering of a turn."""
+    def turn(self) -> AbstractContextManager[None]:
+        """Return what stands around the answering of a turn: `with idle_work.turn():`."""
+        return self
+
+    def __enter__(self) -> None:
         self._turns += 1
         self._free.clear()
         if self._job is not None:
             self._job.cancel()
-        try:
-            yield
-        finally:
-            self._turns -= 1
-            self._look()
+
+    def __exit__(self, *_: object) -> None:
+        self._turns -= 1
+        self._look()
 
     async def run(self, work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
         """Wait for idle time, then do the work. Cancelling this stops it.

@@ -23,7 +23,7 @@ from llm_service.asides import Asides
 from llm_service.effects import Condense, Count, Dropped, Effect, Generate, Hush, Send, Stop, StopAsides, Warm
 from llm_service.engines.base import Engine
 from llm_service.errors import FastTalkError, InternalError
-from llm_service.events import ClientMessage, StartSession, Thinking, Token
+from llm_service.events import ClientMessage, StartSession
 from llm_service.generation import Finish, Sink
 from llm_service.idle_work import IdleWork
 from llm_service.metering import ResponseMeter
@@ -341,8 +341,8 @@ class LiveSession:
             measured = workplace.metrics.for_engine(workplace.engine.name, effect.request.model)
             with workplace.idle_work.turn(), ResponseMeter(measured) as meter:
                 self._meter = meter
-                send = self._sender(effect.response)
-                take = self.session.taker(effect.response, send, monotonic, meter.times)
+                say = self._sayer(effect.response)
+                take = self.session.taker(effect.response, say, self.outbox.put, monotonic, meter.times)
                 waits = partial(self._waits, effect.response, meter)
                 finish = await workplace.engine.generate(effect.request, Sink(take, meter.times, waits))
                 meter.finished(finish.usage)
@@ -360,11 +360,11 @@ class LiveSession:
         else:
             meter.asked()
 
-    def _sender(self, number: int) -> Callable[[Token | Thinking], None]:
+    def _sayer(self, number: int) -> Callable[[str], None]:
         """Return what sends a response's text on: the outbox alone, unless it is spoken."""
         how = self.session.speech
         if how is None or self._listener is None:
-            return self.outbox.put
+            return self.outbox.say
         if self._speaking is None:
             tell = self._tell
             self._speaking = Speaking(self.session, self.outbox, self._workplace.speech, self._spawn, tell)

@@ -130,6 +130,7 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry, *, models: Collection[str] = (), version: str = "unknown") -> None:
         self._models = frozenset(models)
         self._responses: dict[tuple[str, str], ResponseMetrics] = {}
+        self._heard: dict[str, int] = {}  # messages by type, since they were counted last
         registry.register(_Settling(self.settle))  # before all others: collectors are asked in this order
         self._create_timings(registry)
         self._create_gauges(registry)
@@ -157,6 +158,9 @@ class Metrics:
         """Count what has ended, as a scrape does; to be called where another process is scraped."""
         for responses in tuple(self._responses.values()):
             responses.settle()
+        heard, self._heard = self._heard, {}
+        for kind, count in heard.items():
+            self._messages[kind].inc(count)
 
     def count_error(self, category: Category) -> None:
         """Count an error that a client was told of."""
@@ -181,7 +185,8 @@ class Metrics:
 
     def count_message(self, message_type: str) -> None:
         """Count a message of a client, by the type it names."""
-        self._messages.get(message_type, self._messages[OTHER]).inc()
+        kind = message_type if message_type in self._messages else OTHER
+        self._heard[kind] = self._heard.get(kind, 0) + 1
 
     def set_engine_healthy(self, engine: str, healthy: bool) -> None:
         """Say whether the engine answered when it was last asked."""

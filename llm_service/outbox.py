@@ -35,6 +35,7 @@ class Outbox:
         "_direct",
         "_finished",
         "_flushed",
+        "_keep_token",
         "_max_bytes",
         "_paused_since",
         "_pending",
@@ -54,6 +55,7 @@ class Outbox:
         self._flushed: Callable[[], None] = _nothing
         self._max_bytes = max_bytes
         self._replay = Replay(max_bytes=replay_bytes)
+        self._keep_token = self._replay.tokens.append
         self._pending = _NOTHING
         self._pending_bytes = 0
         self._paused_since: float | None = None
@@ -176,6 +178,15 @@ class Outbox:
             self._pending_bytes += weight
             self.lost = self._pending_bytes > 2 * self._max_bytes
 
+    def say(self, text: str) -> None:
+        """Put a `Token` of this text: what `put` does, in one call, since there is one for every token."""
+        if self._direct:
+            self._seq = seq = self._seq + 1
+            self._write(encode(Token(seq=seq, data=text)))
+            self._keep_token(text)
+        else:
+            self.put(Token(data=text))
+
     def put_audio(self, audio: Audio, *, binary: bool) -> bool:
         """Write audio now, or not at all while the client takes nothing; returns whether it was written.
 
@@ -233,7 +244,7 @@ class Outbox:
         frame = encode(event)
         self._write(frame)
         if type(event) is Token:
-            self._replay.tokens.append(event.data)
+            self._keep_token(event.data)
         else:
             self._replay.add(frame)
 

@@ -34,7 +34,7 @@ from llm_service.errors import (
     UnexpectedToolResult,
     UnknownChunk,
 )
-from llm_service.events import Thinking, Token
+from llm_service.events import Thinking
 from llm_service.generation import Delta, Finish, GenerationRequest, Message, SamplingParams, TakeDelta
 from llm_service.records import VERSION, EndedResponse, SessionRecord
 from llm_service.replay import ReplayRecord
@@ -200,11 +200,16 @@ class Session:
         return [self._error(error)]
 
     def taker(
-        self, number: int, send: Callable[[Token | Thinking], None], clock: Callable[[], float], times: list[float]
+        self,
+        number: int,
+        say: Callable[[str], None],
+        send: Callable[[Thinking], None],
+        clock: Callable[[], float],
+        times: list[float],
     ) -> TakeDelta:
         """Return what takes this response's text from the engine and sends it on: all of it in one call a token.
 
-        `times` gets the time of each delta.
+        The answer's text goes to `say`, as a token each. `times` gets the time of each delta.
         """
         if self._response is not None and self._response.number == number:
             self._response.measure(times)
@@ -222,7 +227,7 @@ class Session:
             if response.first_token_at is None:
                 response.first_token_at = now
             response.pieces.append(delta.text)
-            send(Token(data=delta.text))
+            say(delta.text)
 
         return take
 

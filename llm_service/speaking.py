@@ -8,7 +8,7 @@ from time import monotonic
 from llm_service import events
 from llm_service.chunk_hook import ChunkHook
 from llm_service.errors import SpeechError
-from llm_service.events import Audio, Thinking, Token
+from llm_service.events import Audio
 from llm_service.outbox import Outbox
 from llm_service.sentences import Chunk, Chunker, Pacing
 from llm_service.session import Session
@@ -82,23 +82,23 @@ class Speaking:
         """Whether something is spoken, or waits to be."""
         return self._forwarder.busy
 
-    def begin(self, number: int, how: SpeechChoices) -> Callable[[Token | Thinking], None]:
-        """Speak this response; returns what sends its events on, and cuts its text meanwhile."""
+    def begin(self, number: int, how: SpeechChoices) -> Callable[[str], None]:
+        """Speak this response; returns what sends its text on, and cuts it meanwhile."""
         if number != self._number:
             self._number, self._started = number, monotonic()
             self._cut = self._heard = False
         self._how = how
         chunker = self._chunker = Chunker(language=how.language, pacing=_PACING)
-        put = self._outbox.put
+        write = self._outbox.say
 
-        def send(event: Token | Thinking) -> None:
-            put(event)
-            if type(event) is Token and self._chunker is chunker:
-                chunks = chunker.feed(event.data, self._expected())
+        def say(text: str) -> None:
+            write(text)
+            if self._chunker is chunker:
+                chunks = chunker.feed(text, self._expected())
                 if chunks:
                     self._take(chunks)
 
-        return send
+        return say
 
     def finish(self, *, final: bool) -> None:
         """Give out the rest of the text; `final` says that the response is over, and no tools are asked for."""

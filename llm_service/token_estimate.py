@@ -52,6 +52,11 @@ def most_tokens(text: str) -> int:
     return len(data) - paired + TOKENS_PER_MESSAGE
 
 
+def roughly_most_tokens(text: str) -> int:
+    """What `most_tokens` never passes, for a fraction of its cost: most messages fit by this already."""
+    return len(text.encode()) + TOKENS_PER_MESSAGE
+
+
 def fewest_tokens(text: str) -> int:
     """Tokens that this text has at least."""
     return int(len(text.encode()) / MOST_BYTES_PER_TOKEN)

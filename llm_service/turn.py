@@ -52,7 +52,8 @@ class Turn:
     @property
     def messages(self) -> int:
         """How many messages of the history it is."""
-        return 1 + bool(self.answer) + sum(1 + len(step.calls) for step in self.steps)
+        own = 2 if self.answer else 1
+        return own + sum(1 + len(step.calls) for step in self.steps) if self.steps else own
 
     @property
     def answered(self) -> bool:
@@ -63,7 +64,7 @@ class Turn:
     def bytes(self) -> int:
         """Its text in UTF-8, tools included."""
         size = len(self.user.encode()) + len(self.answer.encode())
-        return size + sum(len(step.sent.encode()) for step in self.steps)
+        return size + sum(len(step.sent.encode()) for step in self.steps) if self.steps else size
 
     @property
     def slack(self) -> int:

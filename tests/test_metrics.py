@@ -186,6 +186,7 @@ response.ended.append(Measured("finished", 0.0, 1.0, [0.5, 0.5005, 0.501], None,
 response.running += 1
 metrics.settle()
 metrics.count_message("cancel")
+metrics.settle()
 metrics.sessions_active.set(2)
 metrics.set_engine_healthy("ollama", sys.argv[1] == "healthy")
 """

@@ -556,7 +556,7 @@ def test_an_overflow_behind_tools_is_tried_again() -> None:
     say(session, session.running, Delta("Hm. "), 4.5)
     session.finished(session.running, Finish("tool_calls", None, CALLS[:1]), 5.0)
     first = _request(session.receive(ToolResult(id=FIRST, content="2"), 6.0))
-    session.taker(session.running, lambda _: None, lambda: 6.0, [])
+    session.taker(session.running, lambda _: None, lambda _: None, lambda: 6.0, [])
     shorter = _request(session.failed(session.running, ContextOverflow("too long"), 7.0))
     assert len(shorter.messages) < len(first.messages)
 
