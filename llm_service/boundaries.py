@@ -14,20 +14,32 @@ _FULL_TERMINATORS = "。！？．｡।॥။៕"  # no space follows these
 _CLAUSE_MARKS = ",;:،؛"
 _FULL_CLAUSE_MARKS = "，、；："
 _CLOSERS = "\"'”’»›)\\]」』）】〉》"
+_REVERSED = "“‘«‹"  # openers, and closers in German: only without a space before them
+_OPENERS = "\"'“„‘‚«‹»(\\[¿¡"
 
 # What may be an end: longest runs bounded, so that each is decided within a few characters.
 CANDIDATE = re.compile(
-    rf"[{_TERMINATORS}{_FULL_TERMINATORS}]{{1,8}}(?:[{_CLOSERS}*]{{1,4}}|[  ]»)?"
+    rf"[{_FULL_TERMINATORS}]{{1,8}}[{_CLOSERS}]{{0,4}}"
+    rf"|[{_TERMINATORS}{_FULL_TERMINATORS}]{{1,8}}(?:[{_CLOSERS}{_REVERSED}*]{{1,4}}|[ \u00a0\u202f]»)?"
     rf"|[{_CLAUSE_MARKS}{_FULL_CLAUSE_MARKS}][{_CLOSERS}]{{0,2}}"
     r"|—|(?<= )–(?= )|(?<= )-(?= )"
     r"|(?<=[\u0e01-\u0eff\u1780-\u17dd\u1000-\u109f])(?= )"
 )
 _LONGEST_GAP = 32  # white space between two sentences
 _LONGEST_WORD = 30  # of the word after an end; sentencex looks no farther
+_LONGEST_OPENING = 4  # quotes, brackets and dashes before that word
+_OPENING = re.compile(rf"[{_OPENERS}]{{1,{_LONGEST_OPENING}}}[ \u00a0\u202f]?")
+_DASH = re.compile(rf"[—–-]{{1,{_LONGEST_OPENING}}}\s?")
 _WORD_END = re.compile(r"\s")
 _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
 _INITIAL = re.compile(r"(?<!\w)[A-ZÀ-Þ]\.$")
-_MORE_ABBREVIATIONS = re.compile(r"(?<!\w)(?:MM|Mme|Mlle|Mgr|env|bzw|usw|vgl|ggf|inkl|approx)\.$")
+_MORE_ABBREVIATIONS = re.compile(
+    r"(?<!\w)(?:Ms|Mx|Dr|Prof|Messrs|approx|MM|Mme|Mlle|Mgr|env|bzw|vgl|ggf|inkl|Fa|Dhr|Mevr|Drs|Sig|dott|Dott|डॉ|श्री)\.$"
+)
+_ORDINAL = re.compile(r"(?<![\d.,:/])\d{1,2}\.$")
+_ORDINAL_LANGUAGES = {"de", "da", "no", "nb", "nn", "fi", "cs", "sk", "hu", "hr", "sl", "sr", "tr", "et", "lv", "is"}
+_LIST_NUMBER = re.compile(r"\s*\(?\d{1,3}[.)]$")
+_DOMAIN = re.compile(r"\w{3,}\.[a-zA-Z]{2,}\.$")
 _SCRIPTS = (
     (0x0370, 0x03FF, ("el",)),
     (0x0400, 0x052F, ("ru", "uk")),
@@ -70,35 +82,66 @@ def judge(text: str, sentence: int, candidate: re.Match[str], language: str | No
     if mark in _CLAUSE_MARKS:
         return Boundary.CLAUSE if following.isspace() else Boundary.NONE
     if any(character in _FULL_TERMINATORS for character in candidate.group()):
-        closed = candidate.group()[-1] not in _FULL_TERMINATORS + _TERMINATORS
-        return Boundary.NONE if closed and following.isalnum() else Boundary.SENTENCE
+        return _judge_full(text[sentence:end].lstrip(), following)
     if not following.isspace():
         return Boundary.SENTENCE if mark in "!?" and _CJK.match(following) else Boundary.NONE
     return _judge_spaced(text, sentence, end, language, last=last)
 
 
+def _judge_full(before: str, following: str) -> Boundary:
+    """A full stop that needs no space after it. A quote that is over goes on with who said it, a bracket does not."""
+    if following.isalnum() and before[-1] not in _FULL_TERMINATORS + _TERMINATORS:
+        return Boundary.SENTENCE if before[0] + before[-1] == "（）" else Boundary.NONE
+    return Boundary.NONE if following.isdigit() and before[-1] in "．｡" else Boundary.SENTENCE
+
+
 def _judge_spaced(text: str, sentence: int, end: int, language: str | None, *, last: bool) -> Boundary:
     """A full stop and white space: an end, an abbreviation or a number."""
-    gap = end
-    while gap < len(text) and text[gap].isspace():
-        gap += 1
-    if gap - end > _LONGEST_GAP:
+    word = end
+    while word < len(text) and text[word].isspace():
+        word += 1
+    if word - end > _LONGEST_GAP:
         return Boundary.SENTENCE
-    if gap == len(text):
+    for pattern in (_DASH, _OPENING):
+        found = pattern.match(text, word)
+        if found is None:
+            continue
+        word = found.end()
+        if pattern is _DASH and text[word : word + 1].islower():
+            return Boundary.NONE  # who said it
+    if word == len(text):
         return Boundary.NONE if last else Boundary.UNDECIDED
+    return _judge_words(text, sentence, end, word, language, last=last)
+
+
+def _judge_words(text: str, sentence: int, end: int, word: int, language: str | None, *, last: bool) -> Boundary:
+    """By what stands before an end, and by the next word, which begins at `word`."""
     before = text[sentence:end]
-    if _INITIAL.search(before) or _MORE_ABBREVIATIONS.search(before) or not any(c.isalpha() for c in before):
+    if _is_no_end(before, language):
         return Boundary.NONE
-    languages = (language,) if language is not None else _languages_of(before)
-    at, to = end - sentence, gap - sentence
-    # A capital letter behind a word that is no abbreviation is enough; all else is asked again with the whole word.
-    if not before.rstrip(_CLOSERS + ".")[-1:].isdigit() and _cut(text[sentence : gap + 1], at, to, languages):
+    goes_on = text[word].islower()
+    whole = before.lstrip()[0] == "(" and before[-1] == ")"
+    if not goes_on and (before[-1] == "…" or whole or _DOMAIN.search(before)):
         return Boundary.SENTENCE
-    word = _WORD_END.search(text, gap, gap + _LONGEST_WORD)
-    if word is None and len(text) < gap + _LONGEST_WORD and not last:
+    languages = (language,) if language is not None else _languages_of(before)
+    at, to = end - sentence, word - sentence
+    # A capital letter behind a word that is no abbreviation is enough; all else is asked again with the whole word.
+    if not before.rstrip(_CLOSERS + ".")[-1:].isdigit() and _cut(text[sentence : word + 1], at, to, languages):
+        return Boundary.SENTENCE
+    stop = _WORD_END.search(text, word, word + _LONGEST_WORD)
+    if stop is None and len(text) < word + _LONGEST_WORD and not last:
         return Boundary.UNDECIDED
-    stop = word.start() if word is not None else gap + _LONGEST_WORD
-    return Boundary.SENTENCE if _cut(text[sentence : stop + 1], at, to, languages) else Boundary.NONE
+    window = text[sentence : stop.start() + 1 if stop is not None else word + _LONGEST_WORD]
+    return Boundary.SENTENCE if _cut(window, at, to, languages) else Boundary.NONE
+
+
+def _is_no_end(before: str, language: str | None) -> bool:
+    """Whether no sentence ends like this: an initial, an abbreviation, a list's number, an ordinal, no word at all."""
+    if not any(map(str.isalnum, before)) or _LIST_NUMBER.fullmatch(before):
+        return True
+    if language in _ORDINAL_LANGUAGES and _ORDINAL.search(before):
+        return True
+    return bool(_INITIAL.search(before) or _MORE_ABBREVIATIONS.search(before))
 
 
 def _languages_of(before: str) -> tuple[str, ...]:

@@ -10,14 +10,22 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from llm_service.boundaries import CANDIDATE, Boundary, judge
-from llm_service.speakable import Piece, SpeakableText, SpeechRules
+from llm_service.speakable import SpeakableText
+from llm_service.speech_rules import Piece, SpeechRules
 
 _STRIDE = 512  # characters of a delta that are looked at in one go
-_WIDE = re.compile(r"[\u0e00-\u0eff\u1780-\u17ff\u1000-\u109f\u3040-\u30ff\u3400-\u9fff]")
+# How many words of English take as long to say as one character of these: ideographs, Hangul, kana, Thai and its kin.
+_CHARACTERS = (
+    (re.compile(r"[\u3400-\u9fff\uf900-\ufaff]"), 0.75),
+    (re.compile(r"[\uac00-\ud7af]"), 0.5),
+    (re.compile(r"[\u3040-\u30ff]"), 0.4),
+    (re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]"), 0.25),
+)
 _MARK_OR_JOINER = re.compile(r"[\u0300-\u036f\u0900-\u0dff\u0e31-\u0e4e\u200c\u200d\ufe0f\udc00-\udfff]")
 
 
-_SHORT = 32
+_SHORT = 32  # characters of mere marks that are no chunk of their own
+_LONGEST_CLUSTER = 16  # characters that make one on the page
 
 
 def _speakable(text: str) -> bool:
@@ -28,7 +36,7 @@ def _speakable(text: str) -> bool:
 class Pacing:
     """How large chunks are, and when.
 
-    `first_words`: words that a clause must have to be the first chunk; two characters of Chinese, four of Thai are one.
+    `first_words`: words that a clause must have to be the first chunk; of Chinese three characters are about two.
     `longest`: characters at which a sentence is cut that has no end. `joined`: characters up to which sentences are
     joined; 0 makes each a chunk. `enough_audio`: seconds of audio ahead above which sentences wait, to be joined.
     `short_audio`: seconds below which a clause of `clause_words` is given without waiting for its sentence's end.
@@ -207,17 +215,16 @@ class Chunker:
         space = self._text.rfind(" ", self._sentence + 1, limit + 1)
         if space > self._sentence and not self._text[self._sentence : space].isspace():
             return space
-        while limit > self._sentence + 1 and _MARK_OR_JOINER.match(self._text[limit]):
-            limit -= 1
+        for end in range(limit, max(limit - _LONGEST_CLUSTER, self._sentence), -1):
+            if not _MARK_OR_JOINER.match(self._text[end]):
+                return end
         return limit
 
     def _words(self, end: int) -> float:
-        """The words from what is given out to `end`; scripts without spaces are counted by characters."""
-        words = 0.0
-        for word in self._text[self._given : end].split():
-            wide = len(_WIDE.findall(word))
-            words += wide / (2 if word[0] > "\u2fff" else 4) if wide else any(map(str.isalnum, word))
-        return words
+        """The words from what is given out to `end`; scripts that don't space them are counted by characters."""
+        text = self._text[self._given : end]
+        words = sum(weight * len(script.findall(text)) for script, weight in _CHARACTERS)
+        return words or sum(any(map(str.isalnum, word)) for word in text.split())
 
     # ----------------------------------------------------------- giving out
 

@@ -19,8 +19,17 @@ def judged(text: str, language: str | None = None, *, last: bool = False) -> lis
         ("Yes. N", SENTENCE),
         ("Yes. n", UNDECIDED),
         ("Yes. no ", NONE),
-        ("Dr. S", UNDECIDED),
-        ("Dr. Smith ", NONE),
+        ("Dr. S", NONE),
+        ("Acme Inc. S", UNDECIDED),
+        ("Acme Inc. Sells ", NONE),
+        ("Hm… O", SENTENCE),
+        ("Hm… oh ", NONE),
+        ("(Yes.) N", SENTENCE),
+        ("„Ja.“ D", SENTENCE),
+        ("Non. « ", UNDECIDED),
+        ("Non. « O", SENTENCE),
+        ("３．５", NONE),
+        ("（好。）的", SENTENCE),
         ("3.1", NONE),
         ("Am 3. Okt", UNDECIDED),
         ("Am 3. Oktober ", NONE),
@@ -41,6 +50,18 @@ def test_what_is_certain_when(text: str, expected: Boundary) -> None:
     assert [expected] == judged(text)
 
 
+def test_a_domain_may_end_a_sentence() -> None:
+    """It is no abbreviation, though it has dots within."""
+    assert [NONE, NONE, SENTENCE] == judged("Go to a.example.com. I", "es")
+
+
+def test_a_quote_goes_on_with_who_said_it() -> None:
+    """A dash and a small letter behind it say so."""
+    assert [UNDECIDED, CLAUSE] == judged("«Да?» — ")
+    assert [NONE, CLAUSE] == judged("«Да?» — с")
+    assert [SENTENCE, CLAUSE] == judged("«Да?» — Н")
+
+
 def test_at_the_end_all_is_certain() -> None:
     """Where nothing follows there is nothing to wait for."""
     assert [NONE] == judged("Yes. ", last=True)
@@ -52,3 +73,5 @@ def test_the_language_decides() -> None:
     """The same marks end a sentence in one language and not in another; without a language all must agree."""
     text = "Am 3. Oktober "
     assert ([SENTENCE], [NONE], [NONE]) == (judged(text, "en"), judged(text, "de"), judged(text))
+    text = "Im 19. Jahrhundert "
+    assert ([SENTENCE], [NONE]) == (judged(text, "en"), judged(text, "de"))

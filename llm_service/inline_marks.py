@@ -1,0 +1,288 @@
+"""Marks within a line: emphasis, code, links, footnotes, tags, URLs, emoji; left out or made speakable by rule.
+
+One pass, left to right: a piece is given as soon as nothing that can still come changes it. What must wait for more
+(a mark whose end isn't there) is bounded by `LOOKAHEAD`, so hostile text costs no more than any other.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import ClassVar
+
+from llm_service.speech_rules import Piece, SpeechRules
+
+LOOKAHEAD = 240  # characters that wait for a mark's end
+LONGEST_URL = 2000
+
+_SPECIAL = re.compile(
+    r"[\n`*_~\[\]!<&\\$|]|(?<!\w)(?:https?://|www\.)"
+    # Emoji, pictographs, flags, their selectors, joiners and skin tones; keycaps keep their digit.
+    r"|[\u2600-\u27bf\u2b00-\u2bff\u2300-\u23ff\u20e3\ufe0e\ufe0f\U0001f000-\U0001faff\U000e0020-\U000e007f]\u200d?"
+)
+_URL_BEGINS = re.compile(r"(?<!\w)(?:h|ht|htt|https?|https?:|https?:/|w|ww|www)$")
+_URL = re.compile(
+    r"(?:https?://|www\.)[^\s<>\[\]|\"“”「」『』（）《》。，、；！？\u0e00-\u0e7f\u4e00-\u9fff\u3040-\u30ff]+"
+)
+_HOST = re.compile(r"(?:https?://)?(?:[^/@]*@)?(?:www\.)?([^/:?#]+)")
+_FOOTNOTE = re.compile(r"\[\^[^\]\s]{1,40}\]:?|\[\d{1,3}(?:\s?[,–-]\s?\d{1,3}){0,8}\](?!\()")
+_FOOTNOTE_BEGINS = re.compile(r"\[(?:\^[^\]\s]{0,40}|[\d,\s–-]{0,40})\]?$")
+_REFERENCE = re.compile(r"\[[^\]\n]{0,100}\]")
+_REFERENCE_BEGINS = re.compile(r"\[[^\]\n]{0,100}$")
+_TAG = re.compile(r"</?[a-zA-Z][^<>\n]{0,200}>|<!--[^>\n]{0,200}-->")
+_TAG_BEGINS = re.compile(r"<(?:/?[a-zA-Z][^<>\n]{0,200}|/|!(?:-|--[^>\n]{0,200})?)?$")
+_REASONING = re.compile(r"<(think|thinking|reasoning|thought)>")
+_ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&apos;": "'", "&#39;": "'", "&nbsp;": " "}
+_ENTITY_BEGINS = re.compile(r"&[a-z#0-9]{0,5}$")
+
+
+class InlineMarks:
+    """The part of `SpeakableText` within a line: what is held, what is given, and the marks between words."""
+
+    def __init__(self, rules: SpeechRules) -> None:
+        self._rules = rules
+        self._held = ""  # what came and is not yet given
+        self._last = False  # nothing more will come
+        self._out: list[Piece] = []
+        self._tail = ""  # the last words given
+        self._ended = True  # a line's end was said, and no word since
+        self._left_out = False  # the last thing given was not said
+        self._state: Callable[[], bool] = self._line_start
+        self._newlines = 0
+        self._structured = False  # the line before was a heading, an item of a list, a row
+        self._fence = ""
+        self._closing = ""
+        self._in_row = False
+        self._in_code = False
+        self._brackets = 0
+        self._parentheses = 0
+
+    def _line_start(self) -> bool:
+        """Between two lines, which is `SpeakableText`'s."""
+        raise NotImplementedError
+
+    def _drain(self) -> list[Piece]:
+        while self._held and self._state():
+            pass
+        out, self._out = self._out, []
+        return out
+
+    def _give(self, spoken: str, raw: int, *, ends: bool = False) -> bool:
+        """Say `spoken` for the next `raw` characters."""
+        if spoken:
+            self._tail = (self._tail + spoken[-8:])[-8:]
+            self._left_out = False
+            self._ended = ends or (self._ended and spoken.isspace())
+        else:
+            self._left_out = True
+        self._out.append(Piece(spoken, raw, ends))
+        self._held = self._held[raw:]
+        return True
+
+    def _as_is(self, raw: int) -> bool:
+        return self._give(self._held[:raw], raw)
+
+    def _waits_for(self, beginning: re.Pattern[str]) -> bool:
+        """Whether what is held may yet become what `beginning` is the beginning of."""
+        return not self._last and len(self._held) < LOOKAHEAD and beginning.match(self._held) is not None
+
+    # ------------------------------------------------------------- words and marks
+
+    def _text(self) -> bool:
+        """Within a line: words as they are, up to the next special character."""
+        if self._left_out and self._held[0] == " " and self._tail[-1:] == " ":
+            return self._give("", 1)
+        if self._in_row and self._held[0] in " \t":
+            return self._cell_blank()
+        found = _SPECIAL.search(self._held)
+        if found is None:
+            return self._words()
+        if found.start():
+            return self._as_is(self._before_blank(found.start()))
+        first = self._held[0]
+        if first == "\n":
+            self._state = self._line_start
+            return True
+        if first in "hw":
+            return self._as_is(1) if self._tail[-1:].isalnum() else self._url()
+        special = self._MARKS.get(first)
+        if special is None:
+            return self._emoji(found.end())
+        if not self._rules.markdown and first != "<":
+            return self._as_is(1)
+        if self._in_code and first != "`":
+            return self._as_is(1)
+        return special(self)
+
+    def _emoji(self, length: int) -> bool:
+        if length == len(self._held) and not self._last:
+            return False  # what joins two may follow
+        return self._as_is(length) if self._rules.emoji == "read" else self._give("", length)
+
+    def _words(self) -> bool:
+        """No special character is in sight; what may become a URL waits."""
+        begun = None if self._last else _URL_BEGINS.search(self._held)
+        length = begun.start() if begun is not None else len(self._held)
+        return self._as_is(self._before_blank(length)) if length else False
+
+    def _before_blank(self, length: int) -> int:
+        """Within a row of a table the white space at a cell's end is left for `_cell_blank`."""
+        return len(self._held[:length].rstrip(" \t")) if self._in_row else length
+
+    def _cell_blank(self) -> bool:
+        after = self._held.lstrip(" \t")
+        blank = len(self._held) - len(after)
+        if not after and not self._last and blank < LOOKAHEAD:
+            return False
+        return self._give("", blank) if not after or after[0] in "|\n" else self._as_is(blank)
+
+    def _url(self) -> bool:
+        found = _URL.match(self._held)
+        if found is None:
+            return False if not self._last and self._held.endswith(("//", "www.")) else self._as_is(1)
+        if not self._last and found.end() == len(self._held) < LONGEST_URL:
+            return False
+        url = found.group()[:LONGEST_URL].rstrip(".,;:!?)]'*_`")
+        if self._rules.urls == "read":
+            return self._as_is(len(url))
+        host = _HOST.match(url)
+        return self._give(host.group(1) if host is not None and self._rules.urls == "host" else "", len(url))
+
+    def _code_mark(self) -> bool:
+        run = len(self._held) - len(self._held.lstrip("`"))
+        if run == len(self._held) < LOOKAHEAD and not self._last:
+            return False
+        self._in_code = not self._in_code
+        self._give("", run)
+        if self._in_code and self._rules.inline_code == "omit":
+            self._state = self._code_left_out
+        return True
+
+    def _code_left_out(self) -> bool:
+        end = re.search(r"[`\n]", self._held)
+        if end is not None and end.start() == 0:
+            self._state = self._text
+            return True
+        return self._give("", end.start() if end is not None else len(self._held))
+
+    def _emphasis(self) -> bool:
+        mark = self._held[0]
+        run = len(self._held) - len(self._held.lstrip(mark))
+        if run == len(self._held) < LOOKAHEAD and not self._last:
+            return False
+        before, after = self._tail[-1:] or " ", self._held[run : run + 1] or " "
+        if mark == "*":
+            literal = (before.isspace() and after.isspace()) or (run == 1 and before.isdigit() and after.isdigit())
+        elif mark == "_":
+            literal = before.isspace() == after.isspace() and (before.isspace() or (before + after).isalnum())
+        else:
+            literal = run == 1
+        return self._as_is(run) if literal else self._give("", run)
+
+    def _open_bracket(self) -> bool:
+        note = _FOOTNOTE.match(self._held)
+        if not self._last and (note is None or note.end() == len(self._held)) and self._waits_for(_FOOTNOTE_BEGINS):
+            return False
+        if note is not None and self._rules.footnotes == "omit":
+            return self._give("", note.end())
+        self._brackets += 1
+        return self._give("", 1)
+
+    def _close_bracket(self) -> bool:
+        if len(self._held) == 1 and not self._last:
+            return False
+        was_open, self._brackets = self._brackets, max(0, self._brackets - 1)
+        if was_open and self._held[1:2] == "(":
+            self._state, self._parentheses = self._link_target, 0
+        elif was_open and self._held[1:2] == "[":
+            self._state = self._link_reference
+        return self._give("", 1)
+
+    def _link_target(self) -> bool:
+        """A link's address and title, up to its closing parenthesis or the line's end."""
+        for at, character in enumerate(self._held):
+            if character == "\n":
+                self._state = self._text
+                return self._give("", at) if at else True
+            self._parentheses += (character == "(") - (character == ")")
+            if self._parentheses == 0:
+                self._state = self._text
+                return self._give("", at + 1)
+        return self._give("", len(self._held))
+
+    def _link_reference(self) -> bool:
+        found = _REFERENCE.match(self._held)
+        if found is None and self._waits_for(_REFERENCE_BEGINS):
+            return False
+        self._state = self._text
+        return self._give("", found.end()) if found is not None else True
+
+    def _bang(self) -> bool:
+        if len(self._held) == 1 and not self._last:
+            return False
+        return self._give("", 1) if self._held[1:2] == "[" else self._as_is(1)
+
+    def _angle(self) -> bool:
+        tag = _TAG.match(self._held)
+        if tag is None:
+            return False if self._waits_for(_TAG_BEGINS) else self._as_is(1)
+        reasoning = _REASONING.match(self._held)
+        if reasoning is not None and self._rules.reasoning == "omit":
+            self._closing = f"</{reasoning.group(1)}>"
+            self._state = self._reasoning
+        elif not self._rules.markdown:
+            return self._as_is(1)
+        if tag.group().startswith(("<http", "<mailto")):
+            return self._give("", 1)
+        return self._give("", tag.end())
+
+    def _reasoning(self) -> bool:
+        end = self._held.find(self._closing)
+        if end >= 0:
+            self._state, self._newlines = self._line_start, 0
+            return self._give("", end + len(self._closing))
+        kept = 0 if self._last else len(self._closing) - 1
+        return self._give("", len(self._held) - kept) if len(self._held) > kept else False
+
+    def _entity(self) -> bool:
+        for entity, character in _ENTITIES.items():
+            if self._held.startswith(entity):
+                return self._give(character, len(entity))
+        return False if self._waits_for(_ENTITY_BEGINS) else self._as_is(1)
+
+    def _backslash(self) -> bool:
+        if len(self._held) == 1 and not self._last:
+            return False
+        after = self._held[1:2]
+        if after and after in "()[]":  # around a formula
+            return self._give("", 2)
+        if after and after in "\\`*_{}<>#+-.!|~$&\"'":
+            self._give("", 1)
+        return self._as_is(1)
+
+    def _dollar(self) -> bool:
+        if len(self._held) == 1 and not self._last:
+            return False
+        return self._give("", 2) if self._held.startswith("$$") else self._as_is(1)
+
+    def _bar(self) -> bool:
+        """Between the cells of a table."""
+        if not self._in_row:
+            return self._as_is(1)
+        after = self._held[1:].lstrip(" \t")
+        if not after and not self._last and len(self._held) < LOOKAHEAD:
+            return False
+        return self._give("", 1) if not after or after[0] == "\n" else self._give(",", 1)
+
+    _MARKS: ClassVar[Mapping[str, Callable[["InlineMarks"], bool]]] = {
+        "`": _code_mark,
+        "*": _emphasis,
+        "_": _emphasis,
+        "~": _emphasis,
+        "[": _open_bracket,
+        "]": _close_bracket,
+        "!": _bang,
+        "<": _angle,
+        "&": _entity,
+        "\\": _backslash,
+        "$": _dollar,
+        "|": _bar,
+    }

@@ -1,0 +1,36 @@
+"""What becomes of text that is not for the ear, and what that looks like: the words of the other two."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechRules:
+    """What becomes of text that is not for the ear.
+
+    `omit` leaves it out, `read` gives it to the voice (without its marks), `host` says a URL's host alone.
+    `code_block_words` are said in place of a code block that is left out; by default nothing is.
+    """
+
+    code_blocks: Literal["omit", "read"] = "omit"
+    code_block_words: str = ""
+    inline_code: Literal["omit", "read"] = "read"
+    tables: Literal["omit", "read"] = "read"
+    urls: Literal["omit", "host", "read"] = "host"
+    emoji: Literal["omit", "read"] = "omit"
+    footnotes: Literal["omit", "read"] = "omit"
+    reasoning: Literal["omit", "read"] = "omit"
+    markdown: bool = True
+    """False reads the text as plain text: only URLs, emoji and reasoning keep their rules."""
+
+
+class Piece(NamedTuple):
+    """A stretch of the response and what is said for it.
+
+    `spoken` is what is said, `raw` how many characters of the response that is for; equal lengths run in step.
+    `ends` says that a sentence is over before this piece, whatever the words are (a line of a list, a paragraph).
+    """
+
+    spoken: str
+    raw: int
+    ends: bool = False
