@@ -3,6 +3,7 @@
 The variable of a field is its name in capitals: `llm_port` is LLM_PORT. No other module names one.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -19,6 +20,7 @@ from pydantic_settings import (
 )
 
 from llm_service.audio_format import AudioFormat
+from llm_service.engine_spec import HTTP_URL, EngineSpec, place
 from llm_service.errors import ConfigurationError
 
 Provider = Literal["auto", "ollama", "openai", "vllm", "llama_cpp", "scripted"]
@@ -26,7 +28,7 @@ ComputeDevice = Literal["auto", "cuda", "cpu", "mps"]
 
 Port = Annotated[int, Field(ge=1024, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
-HttpUrl = Annotated[str, Field(pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$")]
+HttpUrl = Annotated[str, Field(pattern=HTTP_URL)]
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 CommaSeparatedSecrets = Annotated[tuple[SecretStr, ...], NoDecode]
 
@@ -58,6 +60,11 @@ class Settings(BaseSettings):
         description="a model of the provider; for llama_cpp a .gguf file or owner/repo:file.gguf",
     )
     allowed_models: CommaSeparated = Field((), description="further models that a session may ask for, comma-separated")
+    engines: Annotated[tuple[EngineSpec, ...], NoDecode] = Field(
+        (),
+        max_length=64,
+        description="several engines in the place of LLM_PROVIDER's: a JSON list of objects; docs/pool.md has the keys",
+    )
     ollama_base_url: HttpUrl = Field("http://localhost:11434", description="where Ollama listens")
     ollama_keep_alive: str = Field(
         "5m",
@@ -276,6 +283,25 @@ class Settings(BaseSettings):
                 )
         return value
 
+    @field_validator("engines", mode="before")
+    @classmethod
+    def _read_engines(cls, value: object) -> object:
+        try:
+            read = json.loads(value) if isinstance(value, str) else value
+        except (ValueError, RecursionError):
+            read = None
+        if isinstance(read, list | tuple):
+            return tuple(read)
+        raise ValueError("it is not a JSON list")
+
+    @field_validator("engines")
+    @classmethod
+    def _check_engines(cls, value: tuple[EngineSpec, ...]) -> tuple[EngineSpec, ...]:
+        names = [spec.name for spec in value]
+        if len(set(names)) < len(names):
+            raise ValueError(f"each engine needs a name of its own: {', '.join(names)}")
+        return value
+
     @field_validator("allowed_origins")
     @classmethod
     def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -378,7 +404,7 @@ def aliases(variable: str) -> tuple[str, ...]:
 def shown(settings: Settings) -> dict[str, Any]:
     """Return the settings by variable, as JSON values, with secrets masked."""
     values = settings.model_dump(mode="json")
-    return {name.upper(): masked(value) if isinstance(value, str) else value for name, value in values.items()}
+    return {name.upper(): _masked(value) for name, value in values.items()}
 
 
 def _explain(details: ErrorDetails, environment: Mapping[str, str]) -> str:
@@ -388,11 +414,24 @@ def _explain(details: ErrorDetails, environment: Mapping[str, str]) -> str:
     names = aliases(str(details["loc"][0]).upper())
     given = {name.upper(): value for name, value in environment.items() if value.strip()}
     variable = next((name for name in names if name in given), names[0])
-    value = "********" if variable.endswith(("API_KEY", "API_KEYS", "SECRET")) else _printable(given.get(variable, ""))
+    secret = variable.endswith(("API_KEY", "API_KEYS", "SECRET", "ENGINES"))
+    value = "********" if secret else _printable(given.get(variable, ""))
     context = details.get("ctx", {})
     message = str(context["error"]) if "error" in context else details["msg"]
     purpose = variables()[names[0]].description
-    return f"{variable}={value}: {message[0].lower()}{message[1:]} ({purpose})"
+    within = place(details["loc"][1:])
+    return f"{variable}={value}: {within and within + ': '}{message[0].lower()}{message[1:]} ({purpose})"
+
+
+def _masked(value: Any) -> Any:
+    match value:
+        case str():
+            return masked(value)
+        case list():
+            return [_masked(each) for each in value]
+        case dict():
+            return {key: _masked(each) for key, each in value.items()}
+    return value
 
 
 def masked(text: str) -> str:

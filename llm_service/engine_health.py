@@ -46,6 +46,14 @@ class EngineHealth:
         self._metrics.set_engine_healthy(self._engine.name, self.reachable)
         return self.reachable
 
+    def note(self, problem: str) -> None:
+        """Take note that it did not answer when it was asked for something else."""
+        if self.reachable:
+            _log.warning("engine_unreachable", engine=self._engine.name, problem=problem)
+        self.reachable = False
+        self.problem = problem
+        self._metrics.set_engine_healthy(self._engine.name, False)
+
     async def watch(self) -> None:
         """Ask every INTERVAL seconds until cancelled."""
         while True:

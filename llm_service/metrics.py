@@ -201,9 +201,14 @@ class Metrics:
         """Count that an engine failed before its first token, and is asked again."""
         self._retries.labels(engine).inc()
 
+    def count_failover(self, engine: str) -> None:
+        """Count that an engine of several failed before the first token, and another is asked."""
+        self._failovers.labels(engine).inc()
+
     def know_engine(self, engine: str) -> None:
         """Have this engine's series from its start on."""
         self._retries.labels(engine)
+        self._failovers.labels(engine)
         for state in get_args(BreakerState):
             self._breaker_transitions.labels(engine, state)
         self.set_breaker(engine, "closed")
@@ -288,6 +293,9 @@ class Metrics:
         resumes = counter("resumes", "Clients that came back for their session", ("outcome",))
         self._resumes = {outcome: resumes.labels(outcome) for outcome in get_args(ResumeOutcome)}
         self._retries = counter("retries", "Attempts that failed before the first token and were repeated", ("engine",))
+        self._failovers = counter(
+            "failovers", "Requests that went on to another engine, by that which failed", ("engine",)
+        )
         self._breaker_transitions = counter("breaker_transitions", "States that came to be", ("engine", "state"))
         self.sessions = counter("sessions", "Sessions started")
         self.cancels = counter("cancels", "Responses stopped before their end, by their client or because it left")

@@ -21,7 +21,9 @@ TIMEOUT = 300.0
 
 async def self_check(settings: Settings, console: Console) -> bool:
     """Open the engine, load the model and generate once, saying what works; returns whether all of it does."""
-    _say(console, True, f"configuration: provider {settings.llm_provider}, model {settings.llm_model}")
+    several = ", ".join(spec.name for spec in settings.engines)
+    provider = f"engines {several}" if several else f"provider {settings.llm_provider}"
+    _say(console, True, f"configuration: {provider}, model {settings.llm_model}")
     try:
         opened = await open_engine(settings)
     except FastTalkError as error:
@@ -33,6 +35,11 @@ async def self_check(settings: Settings, console: Console) -> bool:
         _say(console, True, f"model: {opened.model}, window {opened.context_window} tokens")
         try:
             async with asyncio.timeout(TIMEOUT):
+                for member in opened.members:
+                    there = opened.model in member.offers
+                    _say(
+                        console, there, f"{member.name}: {'has the model' if there else 'is away, or lacks the model'}"
+                    )
                 said = await _generate(opened)
         except FastTalkError as error:
             _say(console, False, f"generation: {error.message}")

@@ -21,12 +21,8 @@ from llm_service.chunk_hook import ChunkHook, OnChunk
 from llm_service.config import Settings
 from llm_service.connection import Connection, ConnectionLimits
 from llm_service.engine_health import EngineHealth
+from llm_service.engine_set import EngineSet, PoolHealth
 from llm_service.engines import OpenedEngine, open_engine
-from llm_service.engines.base import Engine
-from llm_service.engines.limited import Admission
-from llm_service.engines.protection import ProtectedEngine, admission, protect
-from llm_service.engines.retrying import RetryingEngine
-from llm_service.errors import EngineError
 from llm_service.events import ErrorBody
 from llm_service.generation import SamplingParams
 from llm_service.idle_work import IdleWork
@@ -105,10 +101,7 @@ class Service:
         self._opener = opener
         self._stack = contextlib.AsyncExitStack()
         self.opened: OpenedEngine
-        self.engine: Engine
-        self.admission: Admission
-        self.protected: tuple[ProtectedEngine, ...] = ()
-        self.health: EngineHealth
+        self.engines: EngineSet
         self.manager: SessionManager
         self.resumption: Resumption
         self._workplace: Workplace
@@ -124,14 +117,13 @@ class Service:
             self.opened = await self._opener(settings)
             self._stack.push_async_callback(self.opened.engine.aclose)
             self.metrics.know_models(self.opened.models)
-            self.engine = self._protected(self.opened.engine)
+            self.engines = EngineSet(self.opened, settings, self.metrics)
             self.manager = SessionManager(
                 self._session_defaults(),
                 max_connections=settings.llm_max_connections,
                 new_id=lambda: str(uuid.uuid4()),
             )
             await self._open_sessions()
-            self.health = EngineHealth(self.engine, self.metrics)
             await self.health.check()
             psutil.cpu_percent()  # the first call only sets the point from which the next one measures
             tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
@@ -152,6 +144,11 @@ class Service:
         self.state = "stopped"
         await self._stack.__aexit__(kind, error, traceback)
         self.metrics.settle()
+
+    @property
+    def health(self) -> EngineHealth | PoolHealth:
+        """Whether the engine answers, or one of several."""
+        return self.engines.health
 
     @property
     def ready(self) -> bool:
@@ -227,28 +224,6 @@ class Service:
         for connection in tuple(self.connections):
             connection.shut_down()
 
-    def _protected(self, engine: Engine) -> Engine:
-        name, metrics, settings = engine.name, self.metrics, self.settings
-
-        def retried(error: EngineError) -> None:
-            _log.warning("engine_retried", engine=name, code=error.code)
-            metrics.count_retry(name)
-
-        self.admission = admission(settings, metrics.queue_wait.observe)
-        loaded = (self.opened.model, self.opened.context_window) if settings.preload else None
-        self.protected = (protect(engine, settings, metrics, self.admission, loaded=loaded),)
-        return RetryingEngine(
-            self.protected[0].engine, retries=settings.engine_retries, budget=settings.retry_budget, retried=retried
-        )
-
-    def engine_statistics(self, now: float) -> dict[str, object]:
-        """Return how the engines stand, and the line of those who wait for one, for `/stats`."""
-        line = self.admission.line
-        return {
-            "engines": {each.name: each.statistics(now) for each in self.protected},
-            "queue": {"waiting": line.waiting, "max_waiting": line.limit},
-        }
-
     async def _open_sessions(self) -> None:
         """Set up where sessions work, and where they rest."""
         settings = self.settings
@@ -270,7 +245,7 @@ class Service:
             max_resting=settings.max_resting_sessions,
         )
         self._workplace = Workplace(
-            engine=self.engine,
+            engine=self.engines.engine,
             metrics=self.metrics,
             idle_work=self.idle_work,
             note_error=self.note_error,
@@ -307,14 +282,9 @@ class Service:
             self.metrics.connections_active.set(len(self.connections))
             self.metrics.sessions_resting.set(self.resumption.resting)
             self.metrics.sessions_active.set(self.manager.active_sessions)
-            self._measure_engines()
+            self.engines.measure()
             self.metrics.settle()  # the scrape of several workers is answered by another process
             expected = monotonic() + WATCH_INTERVAL
-
-    def _measure_engines(self) -> None:
-        self.metrics.queue_depth.set(self.admission.line.waiting)
-        for each in self.protected:
-            self.metrics.set_permits(each.name, taken=each.engine.permits.taken, unwanted=each.engine.unwanted)
 
     def _session_defaults(self) -> SessionDefaults:
         settings, opened = self.settings, self.opened

@@ -13,6 +13,7 @@ from llm_service.config import Settings
 from llm_service.devices import Device
 from llm_service.engines import OpenedEngine
 from llm_service.engines.base import Engine
+from llm_service.engines.members import MemberEngine
 from llm_service.monitoring import create_monitoring_app
 from llm_service.server import create_app_for
 from llm_service.service import Service
@@ -49,7 +50,9 @@ class Live:
         return connect(self.ws_url, compression=None, proxy=None, **options)
 
 
-def opened(engine: Engine, *, model: str = "test", context_window: int = 8192) -> OpenedEngine:
+def opened(
+    engine: Engine, *, model: str = "test", context_window: int = 8192, members: tuple[MemberEngine, ...] = ()
+) -> OpenedEngine:
     """Wrap an engine as `open_engine` would."""
     return OpenedEngine(
         engine=engine,
@@ -59,12 +62,18 @@ def opened(engine: Engine, *, model: str = "test", context_window: int = 8192) -
         context_window=context_window,
         device=Device(kind="cpu", index=0, name="test", memory=None),
         reason="a test chose it",
+        members=members,
     )
 
 
 @contextlib.asynccontextmanager
 async def live_service(
-    engine: Engine, environment: Mapping[str, str] | None = None, *, model: str = "test", context_window: int = 8192
+    engine: Engine,
+    environment: Mapping[str, str] | None = None,
+    *,
+    model: str = "test",
+    context_window: int = 8192,
+    members: tuple[MemberEngine, ...] = (),
 ) -> AsyncGenerator[Live, None]:
     """Run the service around an engine until the block is left; it is asked once, so that each fault is seen.
 
@@ -77,7 +86,7 @@ async def live_service(
     settings = Settings.load(defaults | dict(environment or {}))
 
     async def opener(_: Settings) -> OpenedEngine:
-        return opened(engine, model=model, context_window=context_window)
+        return opened(engine, model=model, context_window=context_window, members=members)
 
     async with Service(settings, opener=opener) as service:
         server = DrainingServer(main_config(create_app_for(service), settings), service)

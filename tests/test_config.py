@@ -1,5 +1,6 @@
 import inspect
 import io
+import json
 import re
 
 import pytest
@@ -201,6 +202,52 @@ def test_error_names_the_alias_that_was_given() -> None:
     assert _refused(VLLM_BASE_URL="nowhere").startswith("VLLM_BASE_URL=nowhere: ")
     assert _refused(OPENAI_BASE_URL="nowhere").startswith("OPENAI_BASE_URL=nowhere: ")
     assert _refused(openai_base_url="nowhere").startswith("OPENAI_BASE_URL=nowhere: ")
+
+
+ENGINE = {"name": "one", "provider": "vllm", "url": "http://me:hush-5@host/v1", "api_key": "hush-6"}
+
+
+def test_several_engines() -> None:
+    """ENGINES is a list of them; what one is asked for may have other names there. No secret is shown."""
+    more = {"models": ["a", "b"], "max_running": 3, "token_timeout": 1.5}
+    local = {"name": "local", "provider": "llama_cpp", "models": {"a": "own"}}
+    settings = Settings.load({"ENGINES": json.dumps([ENGINE | more, local])})
+
+    one, other = settings.engines
+    assert ("http://me:hush-5@host/v1", "hush-6") == (one.url, one.api_key.get_secret_value())
+    assert ({"a": "a", "b": "b"}, {"a": "own"}) == (one.models, other.models)
+    assert {"max_running": 3, "token_timeout": 1.5} == one.limits()
+    assert "hush" not in str(shown(settings)) + repr(settings)
+    assert "http://********@host/v1" == shown(settings)["ENGINES"][0]["url"]
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("hush", "it is not a JSON list"),
+        ("[" * 100_000, "it is not a JSON list"),
+        ('{"name": "hush"}', "it is not a JSON list"),
+        ('["hush"]', "[0]: each engine is an object with some of these keys: name, provider, url, models, api_key"),
+        ([ENGINE, ENGINE | {"name": "two", "hush": 1}], "[1]: each engine is an object with some of these keys"),
+        ([ENGINE | {"url": "ftp://hush"}], "[0].url: string should match pattern"),
+        ([ENGINE | {"provider": "hush"}], "[0].provider: input should be 'ollama', 'openai', 'vllm'"),
+        ([ENGINE | {"api_key": 5}], "[0].api_key: input should be a valid string"),
+        ([ENGINE | {"models": ["a", 5]}], "[0].models: "),
+        ([ENGINE | {"models": {"hush hush": 5}}], "[0].models: input should be a valid string"),
+        ([ENGINE | {"max_running": "3"}], "[0].max_running: input should be a valid integer"),
+        ([ENGINE | {"name": "Hush!"}], "[0].name: string should match pattern"),
+        ([ENGINE, ENGINE], "each engine needs a name of its own: one, one"),
+        ([{"name": "one", "provider": "ollama"}], "[0]: an engine of provider ollama needs a url"),
+        ([ENGINE | {"provider": "scripted"}], "[0]: an engine of provider scripted runs in this process and has no"),
+        ([ENGINE | {"name": f"n{number}"} for number in range(65)], "tuple should have at most 64 items"),
+    ],
+)
+def test_wrong_engines(value: object, told: str) -> None:
+    """The error says which of them is wrong, where and how, and repeats nothing of what was written."""
+    error = _refused(ENGINES=value if isinstance(value, str) else json.dumps(value))
+
+    assert error.startswith(f"ENGINES=********: {told}")
+    assert "hush" not in error
 
 
 def test_secrets_are_masked() -> None:

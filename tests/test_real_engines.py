@@ -141,7 +141,7 @@ class TestOllama:
             # How fast it reads is learnt from this one.
             learnt = (await ask(first, long_prompt())).terminal["stats"]["prompt_ms"]
             await send(first, "user_message", text=long_prompt())
-            engine = live.service.protected[0].engine
+            engine = live.service.engines.protected[0].engine
             async with asyncio.timeout(20):
                 while not engine.permits.taken:
                     await asyncio.sleep(0.01)

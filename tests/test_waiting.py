@@ -38,7 +38,7 @@ async def test_a_line_and_its_end() -> None:
         assert error["retry_after"] >= 1
         stats = (await http.get(live.url + "/stats")).json()
         assert ({"waiting": 1, "max_waiting": 1}, 1) == (stats["queue"], stats["engines"]["scripted"]["running"])
-        live.service._measure_engines()
+        live.service.engines.measure()
         before = (await http.get(live.monitoring_url + "/metrics")).text
         await send(first, "cancel")
         assert "cancelled" == (await collect(first)).terminal["type"]
@@ -72,7 +72,7 @@ async def test_who_leaves_the_line() -> None:
             await start(third, events=["queued"])
             await send(third, "user_message", text="hello")
             assert "queued" == (await receive(third))["type"]
-        line = live.service.admission.line
+        line = live.service.engines.admission.line
         async with asyncio.timeout(10):
             while line.waiting:
                 await asyncio.sleep(0.01)

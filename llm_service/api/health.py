@@ -55,6 +55,6 @@ async def stats(request: Request) -> dict[str, Any]:
     """Tell what this process did since it started."""
     service = _service(request)
     now = monotonic()
-    breakers = {each.name: each.breaker.statistics(now) for each in service.protected}
-    body = service.manager.statistics(now, circuit_breakers=breakers)
-    return {"provider": service.opened.provider} | body | service.engine_statistics(now)
+    engines = service.engines
+    body = service.manager.statistics(now, circuit_breakers=engines.breakers(now))
+    return {"provider": service.opened.provider} | body | engines.statistics(now)

@@ -6,8 +6,9 @@ An engine's module is imported when it is opened: the libraries of the others wo
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, Iterable
+from dataclasses import replace
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -15,11 +16,16 @@ import structlog
 
 from llm_service.config import Settings
 from llm_service.devices import Device, detect, llama_cpp_options, ollama_options, threads
+from llm_service.engine_spec import EngineSpec
 from llm_service.engines.base import Engine
+from llm_service.engines.opened import OpenedEngine
 from llm_service.errors import ConfigurationError, EngineError, EngineUnavailable, EngineUnreachable
 
 if TYPE_CHECKING:
+    from llm_service.engines.llama_cpp import LlamaCppEngine
     from llm_service.engines.ollama import OllamaEngine
+
+__all__ = ["OpenedEngine", "open_engine"]
 
 # How often the log tells of a download that runs.
 PULL_LOG_SECONDS = 5.0
@@ -27,30 +33,10 @@ PULL_LOG_SECONDS = 5.0
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class OpenedEngine:
-    """An engine that has its model in memory, and why it was chosen.
-
-    `models` are those a session may ask for; `context_window` is in tokens: the configured one, or less
-    where the model has less. `temperature` is what the model wants where nobody chose one, or None.
-    `counts_tokens` says whether the engine could count tokens when it was opened, `window_enforced` whether it
-    refuses a prompt that is longer than `context_window`: one with a larger window of its own does not.
-    """
-
-    engine: Engine
-    provider: str
-    model: str
-    models: frozenset[str]
-    context_window: int
-    device: Device
-    reason: str
-    temperature: float | None = None
-    counts_tokens: bool = False
-    window_enforced: bool = True
-
-
 async def open_engine(settings: Settings) -> OpenedEngine:
-    """Open the engine that LLM_PROVIDER names; `auto` takes Ollama if it has the model, else the embedded one.
+    """Open the engines that ENGINES names, else the one of LLM_PROVIDER.
+
+    `auto` takes Ollama if it has the model, else the embedded one.
 
     Raises:
         StartupError: the device or the engine cannot be had; the message says what to do.
@@ -58,7 +44,9 @@ async def open_engine(settings: Settings) -> OpenedEngine:
     device = await asyncio.to_thread(
         detect, settings.compute_device, settings.gpu_device_id, settings.cuda_visible_devices
     )
-    match settings.llm_provider:
+    match "several" if settings.engines else settings.llm_provider:
+        case "several":
+            opened = await _open_several(settings, device)
         case "auto":
             opened = await _open_auto(settings, device)
         case "ollama":
@@ -94,15 +82,7 @@ async def _open_auto(settings: Settings, device: Device) -> OpenedEngine:
 
 
 async def _open_ollama(settings: Settings, device: Device, reason: str) -> OpenedEngine:
-    from llm_service.engines.ollama import OllamaEngine
-
-    engine = OllamaEngine(
-        settings.ollama_base_url,
-        keep_alive=settings.ollama_keep_alive,
-        options=_ollama_options(settings, device),
-        connect_timeout=settings.connect_timeout,
-        read_timeout=settings.ollama_timeout,
-    )
+    engine = _ollama(settings, device)
     model, url = settings.llm_model, _without_credentials(settings.ollama_base_url)
     async with _closed_on_failure(engine):
         models = await _listed(
@@ -134,15 +114,7 @@ async def _pull(engine: "OllamaEngine", model: str) -> None:
 
 
 async def _open_openai(settings: Settings, device: Device) -> OpenedEngine:
-    from llm_service.engines.openai import OpenAIEngine
-
-    engine = OpenAIEngine(
-        settings.openai_base_url,
-        name=settings.llm_provider,
-        api_key=settings.openai_api_key.get_secret_value(),
-        connect_timeout=settings.connect_timeout,
-        read_timeout=settings.openai_timeout,
-    )
+    engine = _openai(settings, settings.llm_provider)
     model, url = settings.llm_model, _without_credentials(settings.openai_base_url)
     async with _closed_on_failure(engine):
         models = await _listed(
@@ -155,7 +127,6 @@ async def _open_openai(settings: Settings, device: Device) -> OpenedEngine:
 
 
 async def _open_embedded(settings: Settings, device: Device, reason: str) -> OpenedEngine:
-    from llm_service.engines.llama_cpp import LlamaCppEngine
     from llm_service.engines.model_files import BUNDLED, BUNDLED_TEMPERATURE, locate
 
     if settings.embedded_model_named:
@@ -168,23 +139,93 @@ async def _open_embedded(settings: Settings, device: Device, reason: str) -> Ope
     else:
         name = BUNDLED
     path = await asyncio.to_thread(locate, name, settings.model_path)
-    engine = await LlamaCppEngine.open(
-        path,
-        options=llama_cpp_options(device, threads(settings.num_threads)),
-        context_window=settings.default_context_window,
-        parallel=settings.llama_cpp_parallel,
-        read_timeout=settings.openai_timeout,
-    )
+    engine = await _llama_cpp(settings, device, path)
     async with _closed_on_failure(engine):
         opened = await _loaded(engine, settings, device, reason, model=path.stem, available=[path.stem])
     return replace(opened, temperature=BUNDLED_TEMPERATURE) if name == BUNDLED else opened
 
 
 async def _open_scripted(settings: Settings, device: Device) -> OpenedEngine:
+    engine = _scripted(settings, ("scripted",))
+    return await _loaded(engine, settings, device, "LLM_PROVIDER names it", model="scripted", available=["scripted"])
+
+
+async def _open_several(settings: Settings, device: Device) -> OpenedEngine:
+    from llm_service.engines.several import open_several
+
+    async def make(spec: EngineSpec) -> Engine:
+        return await _made(spec, settings, device)
+
+    return await open_several(settings, device, make)
+
+
+async def _made(spec: EngineSpec, settings: Settings, device: Device) -> Engine:
+    """Return one of several engines; an embedded one is loaded by then, of others nothing is known yet."""
+    wanted = settings.model_copy(
+        update={
+            "ollama_base_url": spec.url,
+            "ollama_timeout": spec.timeout or settings.ollama_timeout,
+            "openai_base_url": spec.url,
+            "openai_api_key": spec.api_key,
+            "openai_timeout": spec.timeout or settings.openai_timeout,
+        }
+    )
+    match spec.provider:
+        case "ollama":
+            return _ollama(wanted, device)
+        case "openai" | "vllm":
+            return _openai(wanted, spec.provider)
+        case "llama_cpp":
+            from llm_service.engines.model_files import BUNDLED, locate
+
+            name = settings.llm_model if settings.embedded_model_named else BUNDLED
+            return await _llama_cpp(wanted, device, await asyncio.to_thread(locate, name, settings.model_path))
+        case "scripted":
+            from llm_service.engines.several import default_model
+
+            return _scripted(settings, spec.models.values() or (default_model(settings), *settings.allowed_models))
+
+
+def _ollama(settings: Settings, device: Device) -> "OllamaEngine":
+    from llm_service.engines.ollama import OllamaEngine
+
+    return OllamaEngine(
+        settings.ollama_base_url,
+        keep_alive=settings.ollama_keep_alive,
+        options=_ollama_options(settings, device),
+        connect_timeout=settings.connect_timeout,
+        read_timeout=settings.ollama_timeout,
+    )
+
+
+def _openai(settings: Settings, name: str) -> Engine:
+    from llm_service.engines.openai import OpenAIEngine
+
+    return OpenAIEngine(
+        settings.openai_base_url,
+        name=name,
+        api_key=settings.openai_api_key.get_secret_value(),
+        connect_timeout=settings.connect_timeout,
+        read_timeout=settings.openai_timeout,
+    )
+
+
+async def _llama_cpp(settings: Settings, device: Device, path: Path) -> "LlamaCppEngine":
+    from llm_service.engines.llama_cpp import LlamaCppEngine
+
+    return await LlamaCppEngine.open(
+        path,
+        options=llama_cpp_options(device, threads(settings.num_threads)),
+        context_window=settings.default_context_window,
+        parallel=settings.llama_cpp_parallel,
+        read_timeout=settings.openai_timeout,
+    )
+
+
+def _scripted(settings: Settings, models: Iterable[str]) -> Engine:
     from llm_service.engines.scripted import ScriptedEngine
 
-    engine = ScriptedEngine(tokens_per_second=settings.scripted_tokens_per_second)
-    return await _loaded(engine, settings, device, "LLM_PROVIDER names it", model="scripted", available=["scripted"])
+    return ScriptedEngine(tokens_per_second=settings.scripted_tokens_per_second, models=models)
 
 
 async def _listed(engine: Engine, nobody: str, engine_there: str) -> list[str]:

@@ -87,6 +87,10 @@ class Breaker:
         # A trial runs: it is over, or the engine rests again, before long.
         raise _resting(left if left > 0 else 1.0)
 
+    def refuses(self, now: float) -> bool:
+        """Whether `admit` would let nobody in."""
+        return (self.state == "open" and now < self._open_until) or (self.state == "half_open" and self._trial > 0)
+
     def tries(self, call: int) -> bool:
         """Whether this call is the one that finds out whether the engine is well again."""
         return call == self._trial

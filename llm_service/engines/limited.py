@@ -47,7 +47,8 @@ class Admission:
         handed: asyncio.Future[Permits] = loop.create_future()
         waiter = Waiter(
             request.session_id,
-            wants=wants,
+            # One that was cancelled is in line until its task goes on.
+            wants=lambda permits: not handed.done() and wants(permits),
             granted=handed.set_result,
             moved=sink.waits,
             background=request.background,

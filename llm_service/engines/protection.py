@@ -56,9 +56,18 @@ def admission(settings: Settings, waited: Callable[[float], None]) -> Admission:
 
 
 def protect(
-    engine: Engine, settings: Settings, metrics: Metrics, line: Admission, *, loaded: tuple[str, int] | None = None
+    engine: Engine,
+    settings: Settings,
+    metrics: Metrics,
+    line: Admission,
+    *,
+    provider: str,
+    loaded: tuple[str, int] | None = None,
 ) -> ProtectedEngine:
-    """Put around an engine what the settings ask for; `loaded` is a model in its memory, with the context window."""
+    """Put around an engine of this provider what the settings ask for.
+
+    `loaded` is a model in its memory, with the context window.
+    """
     name = engine.name
 
     def changed(state: BreakerState) -> None:
@@ -76,15 +85,15 @@ def protect(
     inner: Engine = DeadlineEngine(engine, deadlines)
     kept = keep_alive_seconds(settings.ollama_keep_alive)
     # One that unloads its model after each answer must not be asked to load it before.
-    if engine.name == "ollama" and kept:
+    if provider == "ollama" and kept:
         inner = LoadingEngine(inner, load_timeout=settings.load_timeout, kept=kept, loaded=loaded)
     trial_timeout = min(TRIAL_TIMEOUT, settings.first_token_timeout)
-    permits = Permits(max_running(settings, engine.name))
+    permits = Permits(max_running(settings, provider))
     limited = LimitedEngine(
         BreakerEngine(inner, breaker, trial_timeout=trial_timeout),
         permits,
         line,
-        reading=PromptReading(permits.limit) if engine.name == "ollama" else None,
+        reading=PromptReading(permits.limit) if provider == "ollama" else None,
     )
     return ProtectedEngine(limited, breaker)
 

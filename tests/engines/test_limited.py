@@ -132,6 +132,20 @@ async def test_a_permit_handed_to_one_that_is_cancelled_in_the_same_moment() -> 
     assert (["a", "c"], True, 0) == (limited.asked, first.cancelled(), limited.permits.taken)
 
 
+async def test_a_permit_freed_in_the_moment_of_a_cancel() -> None:
+    """It is not handed to the one that is cancelled, though that one still stands in line."""
+    limited = Limited()
+    limited.hang(1)
+    running, first, second = limited.ask("a"), limited.ask("b"), limited.ask("c")
+    await until(lambda: limited.line.waiting == 2)
+    first.cancel()
+    limited.line.give_back(limited.permits)
+    limited.permits.taken += 1  # the one who runs gives it back itself, in the end
+    await until(second.done)
+    await gone(running)
+    assert (["a", "c"], 0, True) == (limited.asked, limited.permits.taken, first.cancelled())
+
+
 async def test_a_turn_passes_what_no_user_waits_for() -> None:
     """A summary that waits is asked after every turn."""
     limited = Limited()

@@ -42,7 +42,9 @@ async def test_who_loads_first(name: str, keep_alive: str, loads: int) -> None:
     """Ollama, unless it unloads after each answer: then loading it first would be loading it twice."""
     settings = Settings.load({"OLLAMA_KEEP_ALIVE": keep_alive})
     inner = ScriptedEngine(name=name, models=(), tokens_per_second=1_000_000)
-    protected = protect(inner, settings, Metrics(CollectorRegistry()), admission(settings, lambda _: None))
+    protected = protect(
+        inner, settings, Metrics(CollectorRegistry()), admission(settings, lambda _: None), provider=name
+    )
     await protected.engine.generate(a_request(), timed(lambda _: None))
     assert loads == len(inner.loads)
     assert {"running": 0, "unwanted": 0, "breaker": "closed"}.items() <= protected.statistics(0.0).items()

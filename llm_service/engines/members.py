@@ -1,0 +1,178 @@
+"""The engines of a pool, each by the name it has there."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from llm_service.engines.base import Engine
+from llm_service.engines.wrapper import EngineWrapper
+from llm_service.errors import EngineError, EngineUnreachable, ModelNotFound
+from llm_service.generation import Finish, GenerationRequest, Sink
+
+
+class MemberEngine(EngineWrapper):
+    """An engine that is asked for models by the names that sessions use.
+
+    `names` maps these to the engine's own; empty stands for those of `wanted` that it lists under the same name.
+    `window` is in tokens; an engine whose window for a model is smaller is not asked for it.
+    """
+
+    def __init__(
+        self, engine: Engine, *, name: str, names: Mapping[str, str], wanted: Sequence[str], window: int | None = None
+    ) -> None:
+        super().__init__(engine)
+        self.provider = engine.name
+        self.window = window
+        self.offers: dict[str, str] = {}  # what it was found to have
+        self._name = name
+        self._names = names
+        self._wanted = wanted
+
+    @property
+    def name(self) -> str:
+        """Its name in the pool."""
+        return self._name
+
+    def own(self, model: str) -> str:
+        """Return the engine's own name of a model.
+
+        Raises:
+            ModelNotFound: it has none of this name.
+        """
+        own = self.offers.get(model)
+        if own is None:
+            raise ModelNotFound(f"the engine {self._name} has no model '{model}'")
+        return own
+
+    async def generate(self, request: GenerationRequest, sink: Sink) -> Finish:
+        """Hand the answer to `sink`."""
+        own = self.own(request.model)
+        if own != request.model:
+            request = msgspec.structs.replace(request, model=own)
+        return await self._engine.generate(request, sink)
+
+    async def load(self, model: str, context_window: int) -> None:
+        """Bring the model into memory."""
+        await self._engine.load(self.own(model), context_window)
+
+    async def ping(self) -> None:
+        """Return if it answers; one of which nothing is known yet is looked at first.
+
+        Raises:
+            ModelNotFound: it has none of the models that sessions may ask for.
+        """
+        if self.offers:
+            await self._engine.ping()
+            return
+        await self.look()
+
+    async def look(self) -> None:
+        """Find out what it has.
+
+        Raises:
+            ModelNotFound: it has none of the models that sessions may ask for.
+        """
+        listed = await self._engine.models()
+        names = self._names or {name: name for name in self._wanted}
+        offers = {name: own for name, own in names.items() if own in listed or f"{own}:latest" in listed}
+        if not offers:
+            wanted, has = ", ".join(sorted(names.values())), ", ".join(listed[:10]) or "none"
+            raise ModelNotFound(f"it has no model {wanted}; it has {has}")
+        if self.window is not None:
+            await self._leave_out_small(offers, self.window)
+        self.offers = offers
+
+    async def _leave_out_small(self, offers: dict[str, str], window: int) -> None:
+        for name, own in tuple(offers.items()):
+            limit = await self._engine.context_window(own)
+            if limit is not None and limit < window:
+                del offers[name]
+                problem = f"its window for {own} is {limit} tokens, less than the {window} of the others"
+        if not offers:
+            raise ModelNotFound(f"{problem}; set DEFAULT_CONTEXT_WINDOW to what all of them have")
+
+    async def models(self) -> list[str]:
+        """The names by which it can be asked."""
+        return list(self.offers)
+
+    async def context_window(self, model: str) -> int | None:
+        """The largest window, in tokens."""
+        return await self._engine.context_window(self.own(model))
+
+    async def count_tokens(self, model: str, text: str) -> int | None:
+        """Tokens of this text alone."""
+        return await self._engine.count_tokens(self.offers[model], text) if model in self.offers else None
+
+
+class Members:
+    """All of them as one engine, the first that has a model standing for them: what a pool is made of."""
+
+    def __init__(self, members: Sequence[MemberEngine]) -> None:
+        self.members = tuple(members)
+
+    @property
+    def name(self) -> str:
+        """What metrics and logs call them together."""
+        return "pool"
+
+    async def generate(self, request: GenerationRequest, sink: Sink) -> Finish:
+        """Hand the answer of the first that has the model to `sink`."""
+        return await self._having(request.model).generate(request, sink)
+
+    async def load(self, model: str, context_window: int) -> None:
+        """Bring the model into the memory of all that have it.
+
+        Raises:
+            EngineError: none of them could.
+        """
+        having = [member for member in self.members if model in member.offers]
+        results = await asyncio.gather(
+            *(member.load(model, context_window) for member in having), return_exceptions=True
+        )
+        failed = [result for result in results if isinstance(result, BaseException)]
+        if failed and (len(failed) == len(having) or not all(isinstance(each, EngineError) for each in failed)):
+            raise failed[0]
+
+    async def ping(self) -> None:
+        """Return if one of them answers.
+
+        Raises:
+            EngineUnreachable: none does; the message has the reasons.
+        """
+        results = await asyncio.gather(*(member.ping() for member in self.members), return_exceptions=True)
+        problems = []
+        for member, result in zip(self.members, results, strict=True):
+            if result is None:
+                return
+            if not isinstance(result, EngineError):
+                raise result
+            problems.append(f"{member.name}: {result.message}")
+        raise EngineUnreachable("; ".join(problems))
+
+    async def models(self) -> list[str]:
+        """The names of what at least one of them has."""
+        return list(dict.fromkeys(name for member in self.members for name in member.offers))
+
+    async def context_window(self, model: str) -> int | None:
+        """The smallest of their windows for the model, in tokens; None where none tells."""
+        limits = [await member.context_window(model) for member in self.members if model in member.offers]
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    async def count_tokens(self, model: str, text: str) -> int | None:
+        """Tokens of this text alone, from the first that can count."""
+        for member in self.members:
+            count = await member.count_tokens(model, text)
+            if count is not None:
+                return count
+        return None
+
+    async def aclose(self) -> None:
+        """Release connections and memory of all."""
+        await asyncio.gather(*(member.aclose() for member in self.members))
+
+    def _having(self, model: str) -> MemberEngine:
+        for member in self.members:
+            if model in member.offers:
+                return member
+        raise ModelNotFound(f"no engine has a model '{model}'")

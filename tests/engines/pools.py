@@ -1,0 +1,66 @@
+"""Pools of scripted engines."""
+
+import json
+from collections.abc import Mapping
+
+import msgspec
+from prometheus_client import CollectorRegistry
+
+from llm_service.config import Settings
+from llm_service.engine_set import EngineSet
+from llm_service.engines.base import timed
+from llm_service.engines.members import MemberEngine, Members
+from llm_service.engines.scripted import ScriptedEngine
+from llm_service.generation import Finish
+from llm_service.metrics import Metrics
+from tests.engines.requests import a_request
+from tests.live import opened
+
+MODEL = "test"
+
+
+def named(names: Mapping[str, Mapping[str, object]]) -> dict[str, str]:
+    """Return the environment that names scripted engines, each with further keys."""
+    specs = [{"name": name, "provider": "scripted", **keys} for name, keys in names.items()]
+    return {"ENGINES": json.dumps(specs), "ENGINE_RETRIES": "0", "LLM_MODEL": MODEL}
+
+
+class Pool:
+    """Scripted engines behind all that protects them; each says its own name and a number of words."""
+
+    def __init__(self, *names: str, environment: Mapping[str, str] | None = None, **keys: object) -> None:
+        self.inner = {
+            name: ScriptedEngine(
+                lambda _, name=name: [f"{name} ", "says ", "it."],  # type: ignore[misc]
+                models=(MODEL,),
+                tokens_per_second=1_000_000,
+            )
+            for name in names
+        }
+        settings = Settings.load({**named(dict.fromkeys(names, keys)), **(environment or {})})
+        self.members = [
+            MemberEngine(engine, name=name, names={}, wanted=(MODEL,)) for name, engine in self.inner.items()
+        ]
+        self.registry = CollectorRegistry()
+        self.set = EngineSet(
+            opened(Members(self.members), model=MODEL, members=tuple(self.members)), settings, Metrics(self.registry)
+        )
+
+    async def look(self) -> None:
+        """Ask each how it is."""
+        await self.set.health.check()
+
+    async def ask(self, session: str = "", model: str = MODEL) -> tuple[str, Finish]:
+        """Return what is said."""
+        pieces: list[str] = []
+        request = msgspec.structs.replace(a_request(model=model), session_id=session)
+        finish = await self.set.engine.generate(request, timed(lambda delta: pieces.append(delta.text)))
+        return "".join(pieces), finish
+
+    def taken(self) -> list[int]:
+        """Return how many permits of each engine are taken."""
+        return [member.permits.taken for member in self.set.members]
+
+    def count(self, name: str, **labels: str) -> float | None:
+        """Return a metric."""
+        return self.registry.get_sample_value(f"fasttalk_{name}", labels)

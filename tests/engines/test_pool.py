@@ -1,0 +1,281 @@
+"""Several engines as one: who is asked, and what happens when it fails."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from llm_service.engines import pool as pool_module
+from llm_service.engines.breaker import LEAST_CALLS
+from llm_service.engines.pool import PoolMember
+from llm_service.engines.scripted import Fault
+from llm_service.errors import (
+    CircuitOpen,
+    ContextOverflow,
+    EngineError,
+    EngineRejected,
+    EngineTimeout,
+    EngineUnreachable,
+    FastTalkError,
+    GenerationFailed,
+    ModelNotFound,
+    Overloaded,
+    ResponseTimeout,
+    StreamStalled,
+)
+from tests.engines.pools import Pool
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let the loop go on until something is so."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+def hang(pool: Pool, name: str, times: int = 1, after: int = 0) -> None:
+    """Let so many answers of an engine stop there for ever."""
+    pool.inner[name].faults.extend([Fault(after)] * times)
+
+
+async def gone(*tasks: "asyncio.Task[object]") -> None:
+    """Cancel and wait."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_the_fewest_running() -> None:
+    """Each goes where the least is to do."""
+    pool = Pool("a", "b", "c")
+    await pool.look()
+    for name in "abc":
+        hang(pool, name, 3)
+    tasks: list[asyncio.Task[object]] = [asyncio.create_task(pool.ask()) for _ in range(7)]
+    await until(lambda: sum(pool.taken()) == 7)
+    assert [3, 2, 2] == pool.taken()
+    await gone(*tasks)
+    assert [0, 0, 0] == pool.taken()
+
+
+async def test_a_session_stays() -> None:
+    """With the engine that has its prompt in a cache, though another has less to do; until that is much less."""
+    pool = Pool("a", "b")
+    await pool.look()
+    said, _ = await pool.ask("s")
+    assert "a says it." == said
+    hang(pool, "a", 6)
+    hang(pool, "b")
+    tasks: list[asyncio.Task[object]] = [asyncio.create_task(pool.ask("s")) for _ in range(5)]
+    await until(lambda: sum(pool.taken()) == 5)
+    assert [5, 0] == pool.taken()
+    tasks.append(asyncio.create_task(pool.ask("s")))
+    await until(lambda: sum(pool.taken()) == 6)
+    assert [5, 1] == pool.taken()
+    await gone(*tasks)
+
+
+async def test_only_so_many_sessions_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest."""
+    monkeypatch.setattr(pool_module, "MOST_SESSIONS", 3)
+    pool = Pool("a")
+    await pool.look()
+    for number in range(10):
+        await pool.ask(f"s{number}")
+    await pool.ask("")
+    inner = pool.set.engine._engine
+    assert isinstance(inner, pool_module.PoolEngine)
+    assert ["s7", "s8", "s9"] == list(inner._at)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [EngineUnreachable, EngineTimeout, StreamStalled, GenerationFailed, EngineRejected, ModelNotFound, CircuitOpen],
+)
+async def test_failover(error: type[EngineError]) -> None:
+    """What fails before its first token is asked of another engine, and the client sees nothing of it."""
+    pool = Pool("a", "b")
+    await pool.look()
+    pool.inner["a"].fail(error("it failed"))
+    said, _ = await pool.ask()
+    assert ("b says it.", [0, 0]) == (said, pool.taken())
+    assert 1.0 == pool.count("failovers_total", engine="a")
+
+
+@pytest.mark.parametrize("error", [ContextOverflow, ResponseTimeout])
+async def test_what_no_other_engine_would_do_better(error: type[EngineError]) -> None:
+    """A prompt that is too long, an answer that is: the first engine's word is the last."""
+    pool = Pool("a", "b")
+    await pool.look()
+    pool.inner["a"].fail(error("so it is"))
+    with pytest.raises(FastTalkError, match="so it is"):
+        await pool.ask()
+    assert ([], [0, 0]) == (pool.inner["b"].requests, pool.taken())
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+async def test_no_failover_after_the_first_token(after: int) -> None:
+    """Nothing is said twice."""
+    pool = Pool("a", "b")
+    await pool.look()
+    pool.inner["a"].fail(GenerationFailed("it broke"), after=after)
+    with pytest.raises(GenerationFailed, match="it broke"):
+        await pool.ask()
+    assert [] == pool.inner["b"].requests
+
+
+async def test_when_all_fail() -> None:
+    """The first engine's error is told, each was asked once, and all permits are back."""
+    pool = Pool("a", "b", "c")
+    await pool.look()
+    for name, engine in pool.inner.items():
+        engine.fail(GenerationFailed(name))
+    with pytest.raises(GenerationFailed, match="a"):
+        await pool.ask()
+    assert [1, 1, 1] == [len(engine.requests) for engine in pool.inner.values()]
+    assert [0, 0, 0] == pool.taken()
+
+
+async def test_an_engine_that_is_gone_is_not_asked_again() -> None:
+    """From the first failure on, until it answers a ping."""
+    pool = Pool("a", "b")
+    await pool.look()
+    pool.inner["a"].down = True
+    for _ in range(4):
+        assert "b says it." == (await pool.ask())[0]
+    assert 1 == len(pool.inner["a"].requests)
+    assert 0.0 == pool.count("engine_healthy", engine="a")
+    pool.inner["a"].down = False
+    await pool.look()
+    assert "a says it." == (await pool.ask())[0]
+
+
+async def test_an_engine_whose_breaker_is_open() -> None:
+    """It answers pings and fails: after five failures the others are asked, and it is tried when its rest is over."""
+    pool = Pool("a", "b")
+    await pool.look()
+    for _ in range(LEAST_CALLS):
+        pool.inner["a"].fail(GenerationFailed("sick"))
+    for _ in range(2 * LEAST_CALLS):
+        assert "b says it." == (await pool.ask())[0]
+    assert LEAST_CALLS == len(pool.inner["a"].requests)
+    pool.set.protected[0].breaker._open_until = 0.0
+    assert "a says it." == (await pool.ask())[0]
+
+
+async def test_none_is_healthy() -> None:
+    """They are asked all the same: a ping may be wrong, and an error is better than silence."""
+    pool = Pool("a", "b")
+    await pool.look()
+    for engine in pool.inner.values():
+        engine.down = True
+    await pool.look()
+    with pytest.raises(EngineUnreachable):
+        await pool.ask()
+    pool.inner["b"].down = False
+    assert "b says it." == (await pool.ask())[0]
+
+
+async def test_who_waits_gets_the_first_that_is_free() -> None:
+    """All are busy: whichever has a permit first is asked, and only those that are well."""
+    pool = Pool("a", "b", max_running=1)
+    await pool.look()
+    hang(pool, "a")
+    hang(pool, "b")
+    first: asyncio.Task[object] = asyncio.create_task(pool.ask())
+    second: asyncio.Task[object] = asyncio.create_task(pool.ask())
+    await until(lambda: pool.taken() == [1, 1])
+    waiting = asyncio.create_task(pool.ask())
+    await until(lambda: pool.set.admission.line.waiting)
+    await gone(second)
+    assert "b says it." == (await waiting)[0]
+    await gone(first)
+    assert [0, 0] == pool.taken()
+
+
+async def test_one_that_comes_back_serves_those_who_wait() -> None:
+    """Without waiting for the one that is busy."""
+    pool = Pool("a", "b", max_running=1)
+    pool.inner["b"].down = True
+    await pool.look()
+    hang(pool, "a")
+    first: asyncio.Task[object] = asyncio.create_task(pool.ask())
+    await until(lambda: pool.taken() == [1, 0])
+    waiting = asyncio.create_task(pool.ask())
+    await until(lambda: pool.set.admission.line.waiting)
+    pool.inner["b"].down = False
+    await pool.look()
+    assert "b says it." == (await waiting)[0]
+    await gone(first)
+
+
+async def test_all_are_busy() -> None:
+    """A full line is told at once, also to one that another engine has failed."""
+    pool = Pool("a", "b", max_running=1, environment={"MAX_WAITING": "0"})
+    await pool.look()
+    hang(pool, "a")
+    running: asyncio.Task[object] = asyncio.create_task(pool.ask())
+    await until(lambda: pool.taken() == [1, 0])
+    pool.inner["b"].fail(GenerationFailed("sick"))
+    with pytest.raises(Overloaded):
+        await pool.ask()
+    await gone(running)
+    assert [0, 0] == pool.taken()
+
+
+async def test_models() -> None:
+    """An engine is asked only for what it has; a name that none has is an error, of those that are away if any is."""
+    pool = Pool("a", "b")
+    await pool.look()
+    pool.members[1].offers["other"] = "test"
+    assert "b says it." == (await pool.ask(model="other"))[0]
+    with pytest.raises(ModelNotFound, match="no engine has the model 'none'"):
+        await pool.ask(model="none")
+    pool.members[0].offers.clear()
+    pool.set.members[0].health.note("it is away")
+    with pytest.raises(EngineUnreachable, match="a: it is away"):
+        await pool.ask(model="none")
+
+
+async def test_a_storm() -> None:
+    """Five hundred requests, cancelled, failing, refused at any moment: every permit comes back, no text is mixed."""
+    pool = Pool("a", "b", "c", max_running=2, environment={"MAX_WAITING": "500", "ENGINE_RETRIES": "2"})
+    await pool.look()
+    for number in range(200):
+        engine = pool.inner["abc"[number % 3]]
+        engine.faults.append(
+            [Fault(number % 4, GenerationFailed("broke")), None, Fault(0, EngineUnreachable("x"))][number % 3]
+        )
+    tasks = []
+    for number in range(500):
+        tasks.append(asyncio.create_task(pool.ask(f"s{number % 50}")))
+        if number % 5 == 0:
+            tasks[-1 - number % 7 if number > 7 else 0].cancel()
+        if number % 11 == 0:
+            await asyncio.sleep(0)
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    for result in results:
+        if isinstance(result, tuple):
+            assert result[0] in {"a says it.", "b says it.", "c says it."}
+        else:
+            assert isinstance(result, EngineError | asyncio.CancelledError)
+    assert ([0, 0, 0], 0) == (pool.taken(), pool.set.admission.line.waiting)
+    assert all(engine.most_running <= 2 for engine in pool.inner.values())
+
+
+async def test_statistics() -> None:
+    """What /stats says of an engine."""
+    pool = Pool("a")
+    await pool.look()
+    (member,) = pool.set.members
+    assert isinstance(member, PoolMember)
+    assert {
+        "running": 0,
+        "max_running": 1024,
+        "unwanted": 0,
+        "breaker": "closed",
+        "provider": "scripted",
+        "healthy": True,
+        "problem": None,
+        "models": ["test"],
+    } == member.statistics(0.0)

@@ -1,0 +1,83 @@
+"""The engines of a process: the service with several of them, over the wire."""
+
+import asyncio
+import json
+
+import httpx
+import pytest
+
+from llm_service.engines.members import Members
+from llm_service.engines.scripted import Fault
+from llm_service.errors import GenerationFailed
+from tests.engines.pools import MODEL, Pool, named
+from tests.live import ask, live_service, start
+
+
+async def test_one_of_two_fails() -> None:
+    """Clients see nothing of it; `/stats`, `/health` and the metrics do, and readiness goes with any that is ready."""
+    pool = Pool("a", "b")
+    environment = named({"a": {"max_running": 2}, "b": {}})
+    async with (
+        live_service(Members(pool.members), environment, model=MODEL, members=tuple(pool.members)) as live,
+        live.connect() as socket,
+        httpx.AsyncClient(trust_env=False) as http,
+    ):
+        started = await start(socket)
+        assert ("pool", MODEL) == (started["provider"], started["model"])
+        assert "a says it." == (await ask(socket, "hello")).text
+        pool.inner["a"].fail(GenerationFailed("it broke"))
+        assert "b says it." == (await ask(socket, "hello")).text
+        pool.inner["a"].down = True
+        await live.service.health.check()
+        assert "b says it." == (await ask(socket, "hello")).text
+        body = (await http.get(live.url + "/stats")).json()
+        assert (2, 1024) == (body["engines"]["a"]["max_running"], body["engines"]["b"]["max_running"])
+        assert (False, True) == (body["engines"]["a"]["healthy"], body["engines"]["b"]["healthy"])
+        assert {"a", "b"} == set(body["errors"]["circuit_breakers"])
+        assert 200 == (await http.get(live.monitoring_url + "/health/ready")).status_code
+        live.service.engines.measure()
+        metrics = (await http.get(live.monitoring_url + "/metrics")).text
+        pool.inner["b"].down = True
+        await live.service.health.check()
+        ready = await http.get(live.monitoring_url + "/health/ready")
+        health = (await http.get(live.url + "/health")).json()
+    assert 503 == ready.status_code
+    assert "a: The scripted engine was told to be down.; b: The scripted" in health["problem"]
+    for line in (
+        'fasttalk_failovers_total{engine="a"} 1.0',
+        'fasttalk_engine_healthy{engine="a"} 0.0',
+        'fasttalk_engine_healthy{engine="b"} 1.0',
+        'fasttalk_permits_taken{engine="b"} 0.0',
+    ):
+        assert line in metrics
+
+
+async def test_all_fail() -> None:
+    """One error, and the history as before."""
+    pool = Pool("a", "b")
+    async with (
+        live_service(
+            Members(pool.members), named({"a": {}, "b": {}}), model=MODEL, members=tuple(pool.members)
+        ) as live,
+        live.connect() as socket,
+    ):
+        await start(socket)
+        for engine in pool.inner.values():
+            engine.faults.append(Fault(0, GenerationFailed("it broke")))
+        failed = await ask(socket, "hello")
+        assert ("generation_failed", 0) == (failed.terminal["error"]["code"], live.service.manager.totals().turns)
+        assert "says it." in (await ask(socket, "hello")).text
+
+
+async def test_the_watch_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are asked again and again; what is the matter with each is told when none answers."""
+    monkeypatch.setattr("llm_service.engine_health.INTERVAL", 0.001)
+    pool = Pool("a", "b")
+    assert (False, "a: not asked yet; b: not asked yet") == (pool.set.health.reachable, pool.set.health.problem)
+    watch = asyncio.create_task(pool.set.health.watch())
+    async with asyncio.timeout(10):
+        while not pool.set.health.reachable:
+            await asyncio.sleep(0)
+    assert pool.set.health.problem is None
+    watch.cancel()
+    assert json.dumps(pool.set.statistics(0.0))
