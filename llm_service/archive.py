@@ -1,14 +1,18 @@
 """The store, as a process uses it: its sessions are saved there, and are its own until it gives them up.
 
-With a store that other processes see, a session is claimed by the one that runs it. Whoever wants it asks for it, and
-gets it once its running response is over. A process that was killed loses its claims after CLAIM_SECONDS.
+With a store that other processes see, a session is claimed by the one that runs it. Whoever wants it asks for it, again
+and again, and gets it once its running response is over. A process that was killed loses its claims after
+CLAIM_SECONDS.
 """
 
 import asyncio
 import contextlib
 import hmac
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Coroutine
+from itertools import islice
 from time import monotonic, time
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -22,8 +26,12 @@ from llm_service.stores.base import Store
 LOOK_EVERY = 0.25
 CLAIM_SECONDS = 10.0
 RENEW_EVERY = 3.0
-ASK_EVERY = 0.05
+TRY_EVERY = 0.1
+ASK_EVERY = 0.5
 RETRY_EVERY = 1.0
+SAVED_AT_ONCE = 8
+# For a session that has just begun in another process to be saved there.
+UNSAVED_SECONDS = 2.0
 
 _log = structlog.get_logger(__name__)
 
@@ -44,9 +52,17 @@ class Archive:
         self._claimed: set[str] = set()
         self._to_claim: set[str] = set()
         self._to_delete: set[str] = set()
+        self._arriving: Counter[str] = Counter()  # those that are being fetched
+        # Of a session's claims and releases here each waits for the one before it.
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def __repr__(self) -> str:
         return f"<Archive: {self._store!r}, {len(self._claimed)} claimed, {len(self._unsaved)} to be saved>"
+
+    @property
+    def ttl(self) -> float:
+        """For how long a session that nobody uses is kept, in seconds."""
+        return self._ttl
 
     def changed(self, live: LiveSession) -> None:
         """Have the session saved before long, where a crash would lose it otherwise."""
@@ -63,49 +79,90 @@ class Archive:
             self._to_claim.discard(session_id)
             self._to_delete.add(session_id)
 
-    async def put(self, live: LiveSession, saved_at: float | None = None) -> None:
-        """Save the session now, and give it up: its client may find it anywhere.
+    async def put(self, live: LiveSession, leave: Callable[[], bool], saved_at: float | None = None) -> bool:
+        """Save the session now and, if `leave()` agrees once it is saved, give it up: its client may find it anywhere.
+
+        Returns whether it was given up.
 
         Raises:
-            StoreUnavailable: it could not be saved, and is still ours.
+            StoreError: it could not be saved, and is still ours.
         """
-        self._unsaved.discard(live)
-        record = live.record(monotonic(), whole=True, saved_at=saved_at)
-        await self._store.save(record.id, records.dump(record), ttl=self._ttl)
-        self._to_claim.discard(record.id)
-        if record.id in self._claimed:
-            self._claimed.discard(record.id)
-            await self._store.release(record.id, self._owner)
+        async with self._lock(live.known_as):
+            self._unsaved.discard(live)
+            record = live.record(monotonic(), whole=True, saved_at=saved_at)
+            await self._store.save(record.id, records.dump(record), ttl=self._ttl)
+            if not leave():
+                return False
+            self._unsaved.discard(live)
+            self._to_claim.discard(record.id)
+            if record.id in self._claimed:
+                self._claimed.discard(record.id)
+                # A claim that is not given up runs out.
+                with contextlib.suppress(FastTalkError):
+                    await self._store.release(record.id, self._owner)
+        return True
 
-    async def fetch(self, session_id: str, key: str) -> SessionRecord | None:
+    async def fetch(self, session_id: str, key: str, wanted: Callable[[], bool]) -> SessionRecord | None:
         """Return a session that rests, or that another process gives up for us; it is claimed then.
 
-        None: there is none of this id that was opened with this key, or it could not be had in time.
+        None: there is none of this id that was opened with this key, it could not be had in time, or it is not `wanted`
+        any more.
 
         Raises:
             StoreUnavailable: the store does not answer.
         """
-        if await self._load(session_id, key) is None:
-            return None
-        asked, until = "", monotonic() + self._patience
-        while (other := await self._store.claim(session_id, self._owner, ttl=CLAIM_SECONDS)) is not None:
-            if monotonic() > until:
+        self._arriving[session_id] += 1
+        try:
+            if not await self._is_there(session_id, key) or not await self._claim(session_id, wanted):
                 return None
-            if other != asked:
-                asked = other
-                await self._store.ask(other, session_id)
-            await asyncio.sleep(ASK_EVERY)
-        self._claimed.add(session_id)
-        # What was saved meanwhile counts.
-        record = await self._load(session_id, key)
-        if record is None:
-            await self.give_up(session_id)
-        return record
+            # What was saved meanwhile counts.
+            record = await self._load(session_id, key)
+            if record is None or not wanted():
+                await self._release(session_id)
+                return None
+            return record
+        finally:
+            self._arriving[session_id] -= 1
+            self._arriving += Counter()  # forgets those at 0
 
     async def give_up(self, session_id: str) -> None:
-        """Let others have the session of this id, which is not here."""
-        self._claimed.discard(session_id)
-        await self._store.release(session_id, self._owner)
+        """Let others have the session of this id, which is not here; one that is being fetched is kept."""
+        if session_id not in self._arriving:
+            await self._release(session_id)
+
+    async def _release(self, session_id: str) -> None:
+        async with self._lock(session_id):
+            self._claimed.discard(session_id)
+            await self._store.release(session_id, self._owner)
+
+    async def _is_there(self, session_id: str, key: str) -> bool:
+        until = monotonic() + UNSAVED_SECONDS
+        while await self._load(session_id, key) is None:
+            if not self._store.shared or monotonic() > until:
+                return False
+            await asyncio.sleep(TRY_EVERY)
+        return True
+
+    async def _claim(self, session_id: str, wanted: Callable[[], bool]) -> bool:
+        """Claim the session, and ask whoever has it for it; returns whether it is ours."""
+        until, ask_at = monotonic() + self._patience, 0.0
+        while wanted() and monotonic() < until:
+            async with self._lock(session_id):
+                other = await self._store.claim(session_id, self._owner, ttl=CLAIM_SECONDS)
+                if other is None:
+                    self._claimed.add(session_id)
+                    return True
+            if monotonic() >= ask_at:
+                ask_at = monotonic() + ASK_EVERY
+                await self._store.ask(other, session_id)
+            await asyncio.sleep(TRY_EVERY)
+        return False
+
+    def _lock(self, session_id: str) -> asyncio.Lock:
+        lock = self._locks.get(session_id)
+        if lock is None:
+            lock = self._locks[session_id] = asyncio.Lock()
+        return lock
 
     async def _load(self, session_id: str, key: str) -> SessionRecord | None:
         data = await self._store.load(session_id)
@@ -144,38 +201,50 @@ class Archive:
                     for session_id in await self._store.renew(tuple(self._claimed), self._owner, ttl=CLAIM_SECONDS):
                         self._claimed.discard(session_id)
                         lost(session_id)
-                await self._claim_new(lost)
-                await self._save_changed()
+                await self._save_changed(lost)
                 await self._delete_ended()
 
-    async def _claim_new(self, lost: Callable[[str], None]) -> None:
-        while self._to_claim:
-            session_id = next(iter(self._to_claim))
+    async def _claim_new(self, session_id: str, lost: Callable[[str], None]) -> None:
+        """Claim a session that was not claimed when it changed, unless it has left meanwhile."""
+        async with self._lock(session_id):
+            if session_id not in self._to_claim:
+                return
             if await self._store.claim(session_id, self._owner, ttl=CLAIM_SECONDS) is None:
                 self._claimed.add(session_id)
             else:
                 lost(session_id)
             self._to_claim.discard(session_id)
 
-    async def _save_changed(self) -> None:
+    async def _save_changed(self, lost: Callable[[str], None]) -> None:
         while self._unsaved:
-            live = next(iter(self._unsaved))
-            record = live.record(monotonic(), whole=False, saved_at=time())
+            some = tuple(islice(self._unsaved, SAVED_AT_ONCE))
+            ends = await asyncio.gather(*(self._save(live, lost) for live in some), return_exceptions=True)
+            for error in filter(None, ends):
+                raise error
+
+    async def _save(self, live: LiveSession, lost: Callable[[str], None]) -> None:
+        # Claimed first: whoever finds it in the store takes it if it is nobody's.
+        await self._claim_new(live.known_as, lost)
+        if live not in self._unsaved or not live.known_as:
             self._unsaved.discard(live)
-            try:
-                await self._store.save(record.id, records.dump(record), ttl=self._ttl)
-            except RecordTooLarge as error:
-                # It would be too large the next time, too, and the others wait behind it.
-                _log.warning("session_not_saved", session_id=record.id, code=error.code, reason=error.message)
-            except FastTalkError:
+            return
+        record = live.record(monotonic(), whole=False, saved_at=time())
+        self._unsaved.discard(live)
+        try:
+            await self._store.save(record.id, records.dump(record), ttl=self._ttl)
+        except RecordTooLarge as error:
+            # It would be too large the next time, too, and the others wait behind it.
+            _log.warning("session_not_saved", session_id=record.id, code=error.code, reason=error.message)
+        except FastTalkError:
+            if live.known_as:
                 self._unsaved.add(live)
-                raise
+            raise
 
     async def _delete_ended(self) -> None:
         while self._to_delete:
             session_id = next(iter(self._to_delete))
             await self._store.delete(session_id)
-            await self.give_up(session_id)
+            await self._release(session_id)
             self._to_delete.discard(session_id)
 
     async def _listen(self, tasks: asyncio.TaskGroup, hand_over: Callable[[str], Coroutine[None, None, None]]) -> None:

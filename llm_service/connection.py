@@ -361,7 +361,7 @@ class Connection:
     async def _fetch(self, event: StartSession) -> None:
         assert event.session_id is not None
         try:
-            found = await self._resumption.fetch(event.session_id, self._live.key)
+            found = await self._resumption.fetch(event.session_id, self._live.key, lambda: not self._over)
         except FastTalkError as error:
             self._fetching = None
             self._carry_out(self.session.tell(error))

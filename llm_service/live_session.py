@@ -100,6 +100,7 @@ class LiveSession:
         "_speaking",
         "_tasks",
         "_workplace",
+        "attached_at",
         "key",
         "known_as",
         "outbox",
@@ -112,6 +113,7 @@ class LiveSession:
         self.key = key
         self.whole = True  # False: it is what a crash left of a session
         self.known_as = ""  # the id that it was last told of by
+        self.attached_at = 0.0  # when its connection began, by the monotonic clock
         self.outbox = Outbox(max_bytes=workplace.max_pending_bytes, replay_bytes=workplace.replay_bytes)
         self._workplace = workplace
         self._listener: Listener | None = None
@@ -144,6 +146,7 @@ class LiveSession:
     def attach(self, listener: Listener) -> None:
         """Speak to this connection, which is the session's first."""
         self._listener = listener
+        self.attached_at = monotonic()
         self.outbox.attach(listener.write, listener.flushed, listener.write_binary)
 
     def detach(self) -> None:

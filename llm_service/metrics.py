@@ -292,6 +292,7 @@ class Metrics:
         }
         resumes = counter("resumes", "Clients that came back for their session", ("outcome",))
         self._resumes = {outcome: resumes.labels(outcome) for outcome in get_args(ResumeOutcome)}
+        self.handovers = counter("handovers", "Sessions given up to another process, where their client had come back")
         self._retries = counter("retries", "Attempts that failed before the first token and were repeated", ("engine",))
         self._failovers = counter(
             "failovers", "Requests that went on to another engine, by that which failed", ("engine",)

@@ -1,7 +1,6 @@
 """Sessions whose client lost its connection: they rest here for a while, then in the store, and are found again."""
 
 import asyncio
-import contextlib
 import hmac
 from collections.abc import Callable, Coroutine
 from itertools import takewhile
@@ -21,6 +20,13 @@ from llm_service.session_manager import SessionManager
 
 # How often a session that is handed over is asked whether its response is over, in seconds.
 HAND_OVER_EVERY = 0.05
+# A session that its client came to so lately, in seconds, may have been asked for before that: its client went on from
+# there to here. Whoever still wants it asks again.
+JUST_CAME = 1.0
+# While the store fails so many times MAX_RESTING_SESSIONS rest here; past it those that rest longest are dropped.
+MOST_UNSAVED = 2
+# For all sessions to be saved at the stop, in seconds.
+SAVE_SECONDS = 10.0
 
 _log = structlog.get_logger(__name__)
 
@@ -54,6 +60,8 @@ class Resumption:
         self._known: dict[str, LiveSession] = {}
         self._resting: dict[LiveSession, float] = {}  # since when, the longest first
         self._alone: set[LiveSession] = set()  # of those, the ones whose response runs
+        self._asked_for: set[LiveSession] = set()  # by another process
+        self._leaving: set[LiveSession] = set()  # those that are being saved to be given up
         self._ending: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
@@ -96,8 +104,10 @@ class Resumption:
             return None
         return live if hmac.compare_digest(live.key, key) else None
 
-    async def fetch(self, session_id: str, key: str) -> LiveSession | None:
+    async def fetch(self, session_id: str, key: str, wanted: Callable[[], bool]) -> LiveSession | None:
         """Return the session from the store, or from another process, if it was opened with the same key.
+
+        It is left where it is once it is not `wanted` any more.
 
         Raises:
             StoreUnavailable: the store does not answer.
@@ -106,7 +116,7 @@ class Resumption:
             record = None
         else:
             try:
-                record = await self._archive.fetch(session_id, key)
+                record = await self._archive.fetch(session_id, key, wanted)
             except FastTalkError:
                 self._metrics.count_resume("failed")
                 raise
@@ -190,12 +200,12 @@ class Resumption:
             _log.warning("session_lost", session_id=session_id)
             if live.listener is not None:
                 live.listener.displaced()
-            elif live in self._resting:
+            else:
                 self._forget(live, monotonic())
                 self._spawn(live.closed())
 
     async def hand_over(self, session_id: str) -> None:
-        """Give a session up for another process, once its response is over. One that cannot be saved is lost.
+        """Give a session up for another process, once its response is over. One that cannot be saved stays.
 
         Raises:
             StoreUnavailable: the claim of a session that is not here could not be given up.
@@ -203,27 +213,44 @@ class Resumption:
         live = self._known.get(session_id)
         if live is None:
             await self._archive.give_up(session_id)
-            return
+        elif live not in self._asked_for:
+            self._asked_for.add(live)
+            try:
+                await self._give(live)
+            finally:
+                self._asked_for.discard(live)
+
+    async def _give(self, live: LiveSession) -> None:
         if live.listener is not None:
+            if monotonic() - live.attached_at < JUST_CAME:
+                return
             live.listener.displaced()
             live.detach()
             self._resting[live] = monotonic()
         self._alone.discard(live)
         until = monotonic() + self._generate
-        while live.session.running is not None and monotonic() < until:  # noqa: ASYNC110 - once a hand-over
+        while live.session.running is not None and live.listener is None and monotonic() < until:  # noqa: ASYNC110
             await asyncio.sleep(HAND_OVER_EVERY)
-        if self._known.get(session_id) is live and live.listener is None:
-            live.desert()
+        if live.known_as and live.listener is None:
             await self._put_away(live)
+            if not live.known_as:
+                self._metrics.handovers.inc()
 
     async def aclose(self) -> None:
         """Save what can be found again after a restart, and end every session."""
+        until = monotonic() + SAVE_SECONDS
         while self._known:
             live = next(iter(self._known.values()))
+            if live.listener is not None:
+                live.detach()
             live.desert()
-            with contextlib.suppress(FastTalkError):
-                await self._archive.put(live)
+            try:
+                async with asyncio.timeout(max(0.0, until - monotonic())):
+                    await self._archive.put(live, lambda: True)
+            except (FastTalkError, TimeoutError) as error:
+                _not_saved(live, error)
             self._known.pop(live.known_as, None)
+            live.known_as = ""
             if live in self._resting:
                 self._forget(live, monotonic())
             await live.closed()
@@ -237,18 +264,44 @@ class Resumption:
         self._spawn(self._put_away(live, saved_at=time() - (now - since)))
 
     async def _put_away(self, live: LiveSession, saved_at: float | None = None) -> None:
+        """Save the session and forget it, unless its client is quicker; one that cannot be saved stays."""
+        if live in self._leaving:
+            return
+        self._leaving.add(live)
         live.desert()
         try:
-            await self._archive.put(live, saved_at)
+            gone = await self._archive.put(live, lambda: self._leave(live), saved_at)
         except FastTalkError as error:
-            _log.warning("session_not_saved", session_id=live.session.id, code=error.code, reason=error.message)
-        if live.listener is not None:
-            self._archive.changed(live)  # its client was quicker
+            _not_saved(live, error)
+            self._keep(live, monotonic())
             return
-        self._known.pop(live.known_as, None)
+        finally:
+            self._leaving.discard(live)
+        if gone:
+            await live.closed()
+        elif live.known_as:
+            self._archive.changed(live)
+
+    def _leave(self, live: LiveSession) -> bool:
+        """Forget a session that is saved, if it is still here and nobody listens; returns whether it is."""
+        if live.listener is not None or not live.known_as:
+            return False
+        del self._known[live.known_as]
         live.known_as = ""
         self._forget(live, monotonic())
-        await live.closed()
+        return True
+
+    def _keep(self, live: LiveSession, now: float) -> None:
+        """Let a session that could not be saved rest here for another while, within bounds of room and time."""
+        if live.listener is not None or not live.known_as:
+            return
+        self._resting[live] = now
+        oldest = next(iter(self._resting))
+        if live.session.idle_seconds(now) > self._archive.ttl:
+            self.drop(live, now)
+        elif len(self._resting) > MOST_UNSAVED * self._max_resting:
+            _log.warning("session_dropped", session_id=oldest.session.id, resting=len(self._resting))
+            self.drop(oldest, now)
 
     def _unknow(self, live: LiveSession) -> None:
         if live.known_as and self._known.get(live.known_as) is live:
@@ -269,3 +322,8 @@ class Resumption:
         task = asyncio.get_running_loop().create_task(work)
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
+
+
+def _not_saved(live: LiveSession, error: FastTalkError | TimeoutError) -> None:
+    code, reason = (error.code, error.message) if isinstance(error, FastTalkError) else ("timeout", "no time is left")
+    _log.warning("session_not_saved", session_id=live.session.id, code=code, reason=reason)

@@ -77,6 +77,9 @@ class DrainingServer(QuietServer):
         if self.should_exit:
             self.force_exit = True
             self._loop.call_soon_threadsafe(self._cut.set)
+        else:
+            # At once: uvicorn looks ten times a second whether it should exit.
+            self._loop.call_soon_threadsafe(self._service.drain)
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

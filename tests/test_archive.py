@@ -1,10 +1,15 @@
 """The store as a process uses it, over real sockets and a real file."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
+from websockets.exceptions import ConnectionClosed
 
 from llm_service import records
 from llm_service.engines.scripted import ScriptedEngine
+from llm_service.errors import FastTalkError, StoreUnavailable
 from llm_service.records import SessionRecord
 from llm_service.stores.sqlite import SQLiteStore
 from tests.live import Event, Live, ask, live_service, receive, send, start
@@ -129,3 +134,143 @@ async def test_what_a_crash_left_is_no_whole_session(tmp_path: Path) -> None:
         assert ["a 1", "a0", "b 1"] == [
             message.content.strip() for message in engine.requests[-1].messages if message.role != "system"
         ]
+
+
+class Gate:
+    """Holds what the store of a service is asked to save until it is opened, or refuses it."""
+
+    def __init__(self, live: Live, monkeypatch: pytest.MonkeyPatch, error: FastTalkError | None = None) -> None:
+        self._open = asyncio.Event()
+        self.reached = asyncio.Event()
+        store = live.service.resumption._archive._store
+        save = store.save
+
+        async def held(session_id: str, record: bytes, *, ttl: float) -> None:
+            self.reached.set()
+            if error is not None:
+                raise error
+            await self._open.wait()
+            await save(session_id, record, ttl=ttl)
+
+        monkeypatch.setattr(store, "save", held)
+
+    def open(self) -> None:
+        """Let it through, and what comes after it."""
+        self._open.set()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until something is true, ten seconds at most."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_asked_for_twice(tmp_path: Path) -> None:
+    """A session that is asked for while it is being given up is given up once, and the service lives."""
+    engine = scripted(400)
+    async with live_service(engine, shared(tmp_path)) as live:
+        session_id, _ = await begin(live, 60)
+        await until(lambda: live.service.resumption.resting)
+        resumption = live.service.resumption
+        await asyncio.gather(*(resumption.hand_over(session_id) for _ in range(3)))
+        assert (0, None) == (resumption.resting, resumption.find(session_id, ""))
+        assert live.service.ready
+        assert 1 == live.service.registry.get_sample_value("fasttalk_handovers_total")
+
+
+async def test_an_ask_that_comes_late(tmp_path: Path) -> None:
+    """A client that went to another process and came back here stays: the other's ask was from before that."""
+    async with live_service(scripted(400), shared(tmp_path)) as live, live.connect() as socket:
+        session_id = (await start(socket))["session_id"]
+        await live.service.resumption.hand_over(session_id)
+        assert text("a", 3) == (await ask(socket, "a 3")).text
+
+
+async def test_a_client_that_hangs_elsewhere(tmp_path: Path) -> None:
+    """A connection that nobody has closed keeps no session from the process that its client came back to."""
+    engine = scripted(400)
+    async with (
+        live_service(engine, shared(tmp_path)) as one,
+        live_service(engine, shared(tmp_path)) as other,
+        one.connect() as silent,
+    ):
+        session_id = (await start(silent))["session_id"]
+        await ask(silent, "a 3")
+        answer, said = await rest_of(other, session_id, [{"seq": 1}])
+        assert (True, text("a", 3)) == (answer["resumed"], said)
+        with pytest.raises(ConnectionClosed) as closed:
+            await silent.recv()
+        assert 3502 == closed.value.rcvd.code  # type: ignore[union-attr]
+
+
+async def test_a_client_that_is_quicker_than_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that comes back while its session is being saved to be given up has it, and keeps it."""
+    engine = scripted(400)
+    async with live_service(engine, shared(tmp_path)) as one, live_service(engine, shared(tmp_path)) as other:
+        session_id, _ = await begin(one, 20)
+        await until(lambda: one.service.resumption.resting and not engine.running)
+        gate = Gate(one, monkeypatch)
+        leaving = asyncio.create_task(one.service.resumption.hand_over(session_id))
+        await gate.reached.wait()
+        async with one.connect() as socket:
+            await send(socket, "start_session", session_id=session_id, last_seq=22)
+            assert (await receive(socket))["resumed"]
+            gate.open()
+            await leaving
+            assert "a 20" == engine.requests[-1].messages[-1].content
+            assert text("b", 2) == (await ask(socket, "b 2")).text
+        answer, said = await rest_of(other, session_id, [{"seq": 22}])
+        assert (True, text("b", 2)) == (answer["resumed"], said)
+
+
+async def test_one_that_has_just_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session that its process has not saved yet is found by another all the same, a little later."""
+    engine = scripted(400)
+    async with live_service(engine, shared(tmp_path)) as one, live_service(engine, shared(tmp_path)) as other:
+        gate = Gate(one, monkeypatch)
+        session_id, events = await begin(one, 60)
+        coming = asyncio.create_task(rest_of(other, session_id, events))
+        await until(lambda: session_id in other.service.resumption._archive._arriving)
+        gate.open()
+        answer, said = await coming
+        assert (True, text("a", 60)) == (answer["resumed"], said)
+
+
+async def test_one_that_cannot_be_saved_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session whose time here is over, and that the store does not take, rests on: its client finds all of it."""
+    environment = {"RESUME_WINDOW": "0.2", "RESUME_GENERATE": "30"}
+    async with live_service(scripted(400), environment) as live:
+        gate = Gate(live, monkeypatch, StoreUnavailable("it is down"))
+        session_id, events = await begin(live, 60)
+        await gate.reached.wait()
+        await until(lambda: live.service.resumption.resting)
+        answer, said = await rest_of_cancelled(live, session_id, events)
+        assert (True, session_id) == (answer["resumed"], answer["session_id"])
+        assert text("a", 60).startswith(said)
+
+
+async def rest_of_cancelled(live: Live, session_id: str, events: list[Event]) -> tuple[Event, str]:
+    """As `rest_of`, of an answer that was stopped or is whole."""
+    async with live.connect() as socket:
+        await send(socket, "start_session", session_id=session_id, last_seq=events[-1]["seq"])
+        answer = await receive(socket)
+        said = "".join(event.get("data", "") for event in events)
+        while (event := await receive(socket))["type"] == "token":
+            said += event["data"]
+        assert event["type"] in {"cancelled", "response_complete"}
+        return answer, said
+
+
+async def test_what_cannot_be_saved_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the store is down, twice MAX_RESTING_SESSIONS are kept; those that rest longest are dropped."""
+    async with live_service(scripted(4000), {"MAX_RESTING_SESSIONS": "2"}) as live:
+        Gate(live, monkeypatch, StoreUnavailable("it is down"))
+        resumption = live.service.resumption
+        for _ in range(8):
+            async with live.connect() as socket:
+                await start(socket)
+                await ask(socket, "a 1")
+        await until(lambda: not live.service.connections and not resumption.busy)
+        assert 2 <= resumption.resting <= 4
+        assert resumption.resting == live.service.manager.active_sessions

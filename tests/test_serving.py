@@ -53,6 +53,14 @@ async def test_running_responses_finish_at_a_signal() -> None:
         assert 3001 == closed.value.rcvd.code  # type: ignore[union-attr]
 
 
+async def test_not_ready_from_the_signal_on() -> None:
+    """Readiness goes with the signal itself, not when uvicorn looks next whether it should exit."""
+    async with live_service(ScriptedEngine(models=())) as live:
+        live.server.handle_exit(signal.SIGTERM, None)
+        await asyncio.sleep(0)
+        assert ("draining", False) == (live.service.state, live.service.ready)
+
+
 async def test_a_drain_starts_nothing_new() -> None:
     """What waits, and what still comes, is refused while the running response finishes."""
     engine = ScriptedEngine(lambda _: ["word "] * 40, tokens_per_second=100, models=())
