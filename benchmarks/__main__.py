@@ -1,4 +1,4 @@
-"""`python -m benchmarks {run,guard,real,context,setup-peers}`."""
+"""`python -m benchmarks {run,guard,real,context,reliability,setup-peers}`."""
 
 import argparse
 import signal
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from benchmarks import context, guard, peers, real, report, suite
 from benchmarks.processes import ROOT, BenchmarkFailed
+from benchmarks.reliability import parts
 from benchmarks.systems import SYSTEMS, chosen
 
 
@@ -43,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(run=lambda options: guard.guard(write=options.write))
     real.add_to(commands)
     context.add_to(commands)
+    parts.add_to(commands)
     setup = commands.add_parser("setup-peers", help="install LiteLLM in an environment of its own")
     setup.set_defaults(run=_setup)
     return parser

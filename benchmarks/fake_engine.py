@@ -5,12 +5,15 @@ A process of its own, so that its CPU is counted apart from that of the system u
     python -m benchmarks.fake_engine [--port PORT] [--words N] [--rate R] [--ttft S]
 
 It prints the port it listens on, in one line. When each word was written is kept, on the clock that all
-processes of the machine share; `GET /bench/log` hands that out as MessagePack and forgets it.
+processes of the machine share; `GET /bench/log` hands that out as MessagePack and forgets it. `GET /bench/streams`
+says how many answers run, and when those that their reader gave up were given up.
 """
 
 import argparse
 import asyncio
 import signal
+import socket
+import struct
 from time import monotonic
 
 import httptools
@@ -24,6 +27,10 @@ MODEL = "bench"
 # uvloop's timers count whole milliseconds; a shorter wait would spin.
 _TICK = 0.001
 _DEFAULT = Script(words=100, rate=50.0, ttft=0.05)
+# Seconds between two pieces of a word that is sent in pieces.
+_PIECE = 0.002
+# Closing with this drops what is on its way, and the peer sees a reset.
+_AT_ONCE = struct.pack("ii", 1, 0)
 
 
 class _Message(msgspec.Struct):
@@ -48,6 +55,13 @@ class State:
         self.default = default
         self.log: Log = {}
         self.open: set[asyncio.Transport] = set()
+        self.running: set[Stream] = set()
+        self.given_up: dict[int, float] = {}
+
+    def streams(self) -> bytes:
+        """Return how many answers run and, by seed, when others were given up, as JSON; the latter are forgotten."""
+        given_up, self.given_up = self.given_up, {}
+        return msgspec.json.encode({"running": len(self.running), "given_up": given_up})
 
 
 class Stream:
@@ -64,14 +78,22 @@ class Stream:
         self._chunks = [dialect.words[index % len(VOCABULARY)] for index in script.indices()]
         self._first_at = received + script.ttft
         self._times: list[float] = []
+        self._failed = False
         protocol.state.log[script.seed] = (received, self._times)
+        protocol.state.running.add(self)
         self.paused = False
         self._timer: asyncio.TimerHandle | None = None
         self._transport.write(wire.stream_head(dialect))
         self._wait()
 
+    @property
+    def seed(self) -> int:
+        """The answer's name."""
+        return self._script.seed
+
     def stop(self) -> None:
         """Write nothing more."""
+        self._protocol.state.running.discard(self)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -96,7 +118,8 @@ class Stream:
         if now >= self._first_at:
             due = int((now - self._first_at) * script.rate) + 1 if script.rate else script.words
             due = min(due, script.words)
-            if script.fault and due >= script.after:
+            if script.fault and not self._failed and due >= script.after:
+                self._failed = True
                 self._send(sent, script.after, now)
                 self._fail()
                 return
@@ -119,14 +142,31 @@ class Stream:
         match self._script.fault:
             case "cut":
                 self._transport.abort()
-            case "error":
-                self._transport.write(self._dialect.error)
-                self._protocol.ended()
-            case "garbage":
-                self._transport.write(self._dialect.garbage)
+            case "reset":
+                peer: socket.socket = self._transport.get_extra_info("socket")
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+                self._transport.abort()
+            case "pieces":
+                self._write_pieces(wire.pieces(self._chunks[len(self._times)]) if self._left else [])
+            case "error" | "garbage" | "end":
+                self._transport.write(self._dialect.faults[self._script.fault])
                 self._protocol.ended()
             case _:  # "stall": the connection stays open and nothing comes.
                 pass
+
+    @property
+    def _left(self) -> int:
+        return self._script.words - len(self._times)
+
+    def _write_pieces(self, pieces: list[bytes]) -> None:
+        """Write one word in pieces, each in a segment of its own, and go on."""
+        if not pieces:
+            self._write_due()
+            return
+        self._transport.write(pieces[0])
+        if len(pieces) == 1:
+            self._times.append(monotonic())
+        self._timer = asyncio.get_running_loop().call_later(_PIECE, self._write_pieces, pieces[1:])
 
 
 class EngineProtocol(asyncio.Protocol):
@@ -154,6 +194,7 @@ class EngineProtocol(asyncio.Protocol):
     def connection_lost(self, _exc: Exception | None) -> None:
         self.state.open.discard(self.transport)
         if self._stream is not None:
+            self.state.given_up[self._stream.seed] = monotonic()
             self._stream.stop()
 
     def pause_writing(self) -> None:
@@ -165,8 +206,10 @@ class EngineProtocol(asyncio.Protocol):
             self._stream.resume()
 
     def ended(self) -> None:
-        """Take note that the answer is whole."""
-        self._stream = None
+        """Take note that nothing more of the answer comes."""
+        if self._stream is not None:
+            self._stream.stop()
+            self._stream = None
 
     # httptools' callbacks
 
@@ -188,6 +231,8 @@ class EngineProtocol(asyncio.Protocol):
             case "/bench/log":
                 log, self.state.log = self.state.log, {}
                 self.transport.write(wire.document(msgspec.msgpack.encode(log), "application/msgpack"))
+            case "/bench/streams":
+                self.transport.write(wire.document(self.state.streams()))
             case path:
                 self._document(path)
 

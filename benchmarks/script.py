@@ -25,7 +25,9 @@ class Script:
     """One answer: so many words, `rate` of them a second (0: all at once), the first after `ttft` seconds.
 
     `seed` names the answer: it chooses the words and finds the record of when they were sent. `fault`, if
-    any, happens when `after` words were sent.
+    any, happens when `after` words were sent: the connection ends by "cut" or "reset", the answer without having
+    an end ("end"), by an "error" or "garbage", nothing more comes ("stall"), or the next word comes in "pieces" and
+    the rest as ever. "refuse" refuses the request.
     """
 
     words: int

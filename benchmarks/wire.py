@@ -4,7 +4,9 @@ The bytes of every word are made once, so that the engine's own work is a write.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from benchmarks.script import VOCABULARY
@@ -14,13 +16,15 @@ _STAMP = "2026-01-01T00:00:00.123456789Z"
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """One of the two protocols: a chunk of the transfer encoding for each word of the vocabulary, and the rest."""
+    """One of the two protocols: a chunk of the transfer encoding for each word of the vocabulary, and the rest.
+
+    `faults` are ends that are none, by their names in scripts.
+    """
 
     content_type: str
     first: bytes
     words: tuple[bytes, ...]
-    error: bytes
-    garbage: bytes
+    faults: Mapping[str, bytes]
 
 
 def _dump(value: object) -> bytes:
@@ -55,17 +59,33 @@ OLLAMA = Dialect(
     words=tuple(
         _chunk(_ollama_line(message={"role": "assistant", "content": word}, done=False)) for word in VOCABULARY
     ),
-    error=_chunk(_dump({"error": "the runner was told to fail"}) + b"\n") + _END,
-    garbage=_chunk(b'{"model": "bench", "message": {\n') + _END,
+    faults={
+        "error": _chunk(_dump({"error": "the runner was told to fail"}) + b"\n") + _END,
+        "garbage": _chunk(b'{"model": "bench", "message": {\n') + _END,
+        "end": _END,
+    },
 )
 OPENAI = Dialect(
     content_type="text/event-stream",
     first=_chunk(_openai_chunk({"role": "assistant", "content": ""})),
     words=tuple(_chunk(_openai_chunk({"content": word})) for word in VOCABULARY),
-    error=_chunk(_sse({"error": {"message": "the engine was told to fail", "type": "server_error", "code": 500}}))
-    + _END,
-    garbage=_chunk(b'data: {"choices": [\n\n') + _END,
+    faults={
+        "error": _chunk(
+            _sse({"error": {"message": "the engine was told to fail", "type": "server_error", "code": 500}})
+        )
+        + _END,
+        "garbage": _chunk(b'data: {"choices": [\n\n') + _END,
+        "end": _END,
+    },
 )
+
+
+def pieces(chunk: bytes) -> list[bytes]:
+    """Return the chunk of a word as several, cut within each character of several bytes, and once in the middle."""
+    data = chunk.partition(b"\r\n")[2].removesuffix(b"\r\n")
+    within = [place for place in range(1, len(data)) if data[place] & 0xC0 == 0x80]
+    places = sorted({0, len(data) // 2, *within, len(data)})
+    return [_chunk(data[begin:end]) for begin, end in pairwise(places)]
 
 
 def stream_head(dialect: Dialect) -> bytes:

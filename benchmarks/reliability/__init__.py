@@ -1,0 +1,1 @@
+"""What the service promises, each promise a part that breaks things on purpose, counts, and prints one line."""

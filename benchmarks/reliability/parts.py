@@ -1,0 +1,99 @@
+"""All parts of the suite, and the command that runs them."""
+
+import argparse
+import asyncio
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from benchmarks.processes import BenchmarkFailed, raise_file_limit
+from benchmarks.reliability import cancels, cuts, drain, faults
+from benchmarks.reliability.promise import Outcome, Part, line, write
+
+PARTS = (
+    *(
+        Part(
+            f"cuts-{store}",
+            f"A client that is cut off at random points and comes back gets every event once and in order: {store}",
+            "cuts",
+            10_000,
+            300,
+            partial(cuts.run, store=store),
+        )
+        for store in ("memory", "sqlite", "redis")
+    ),
+    Part("drain", "At SIGTERM nothing is cut: answers finish, newcomers get 503, it ends", "drains", 20, 2, drain.run),
+    *(
+        Part(
+            f"faults-{wire}",
+            f"An engine that fails at any word gives the exact text or one typed error, and no word twice: {wire}",
+            "words",
+            60,
+            4,
+            partial(faults.run, provider=wire),
+        )
+        for wire in ("ollama", "openai")
+    ),
+    Part("cancels", "A cancel frees the engine", "cancels", 10_000, 500, cancels.run),
+)
+
+
+def add_to(commands: Any) -> None:
+    """Add the command."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "reliability", help="break things on purpose and count what was lost; a line for each promise"
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(part.name for part in PARTS)}")
+    parser.add_argument("--all", action="store_true", help="every part")
+    parser.add_argument("--short", action="store_true", help="few of each, as CI does")
+    parser.add_argument("--count", type=int, help="so many of each part's unit")
+    parser.add_argument("--write", action="store_true", help="put the figures into docs/reliability.md")
+    parser.set_defaults(run=_run)
+
+
+def chosen(names: list[str], *, everything: bool) -> list[Part]:
+    """Return the parts of these names.
+
+    Raises:
+        ValueError: there is no such part, or none was named.
+    """
+    known = {part.name: part for part in PARTS}
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"no such part: {', '.join(unknown)}; there are {', '.join(known)}")
+    if not names and not everything:
+        raise ValueError(f"name a part, or give --all; there are {', '.join(known)}")
+    return [known[name] for name in names] or list(PARTS)
+
+
+def _run(options: argparse.Namespace) -> int:
+    raise_file_limit()
+    broken = 0
+    for part in chosen(options.parts, everything=options.all or options.short):
+        count = options.count or (part.short if options.short else part.count)
+        began = time.monotonic()
+        outcome = run(part, count)
+        print(line(part, outcome, time.monotonic() - began), flush=True)
+        for problem in outcome.broken:
+            print(f"    {problem}", flush=True)
+        broken += bool(outcome.broken)
+        if options.write:
+            write(part, outcome, "" if count == part.count else f" --count {count}")
+    return 1 if broken else 0
+
+
+def run(part: Part, count: int) -> Outcome:
+    """Run one part in a folder of its own; what cannot be run is broken."""
+    with tempfile.TemporaryDirectory(prefix="fasttalk-reliability-") as folder:
+        try:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                return runner.run(_of(part, count, Path(folder)))
+        except BenchmarkFailed as error:
+            return Outcome(broken=[str(error)])
+
+
+async def _of(part: Part, count: int, folder: Path) -> Outcome:
+    return await part.run(count, folder)

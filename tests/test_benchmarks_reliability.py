@@ -1,0 +1,173 @@
+"""The reliability suite itself: it must see what is broken."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import msgspec
+import pytest
+from websockets.asyncio.server import ServerConnection, serve
+
+from benchmarks import fake_engine, wire
+from benchmarks.reliability import cuts, parts
+from benchmarks.reliability.client import Client, Hung, Lost, answer
+from benchmarks.reliability.faults import FAULTS
+from benchmarks.reliability.promise import Outcome, Part, line, write
+from benchmarks.reliability.tested import streams
+from benchmarks.script import VOCABULARY, Script
+from llm_service.engines.openai import OpenAIEngine
+from llm_service.errors import EngineError
+from llm_service.generation import Delta
+from tests.engines.requests import stream
+from tests.test_benchmarks import ENGINES, request
+
+
+@pytest.fixture
+async def fake() -> AsyncGenerator[tuple[fake_engine.State, int], None]:
+    """Run the fake engine in this process."""
+    state = fake_engine.State()
+    server = await fake_engine.serve(0, state)
+    yield state, server.sockets[0].getsockname()[1]
+    server.close()
+    for transport in state.open:
+        transport.abort()
+    async with asyncio.timeout(5):
+        while state.open:
+            await asyncio.sleep(0)
+
+
+async def nothing(_count: int, _folder: Path) -> Outcome:
+    return Outcome()
+
+
+PART = Part("part", "It holds", "times", 10, 2, nothing)
+
+
+def test_an_outcome_tells_what_is_broken() -> None:
+    """A figure past its promise is broken, one within it is not, and both are in the line."""
+    outcome = Outcome()
+    outcome.none(0, "lost")
+    outcome.most(7.0, 5, "7 ms")
+    outcome.least(2, 1, "2 cases")
+    assert ["7 ms, promised: at most 5"] == outcome.broken
+    assert "BROKEN part: 0 lost; 7 ms; 2 cases (1 s)" == line(PART, outcome, 1.4)
+    assert "ok part:  (0 s)" == line(PART, Outcome(), 0)
+
+
+def test_a_row_takes_the_place_of_its_last_one(tmp_path: Path) -> None:
+    """The table has one row for a part; what stands around it stays."""
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- results -->\n| a |\n|---|\n<!-- end of results -->\nafter\n")
+    for count in (1, 2):
+        write(PART, Outcome([f"{count} done"]), "", page)
+    write(PART, Outcome([], ["it fell"]), " --count 1", page)
+    *_, row, end, after = page.read_text().splitlines()
+    assert ("<!-- end of results -->", "after") == (end, after)
+    assert row.startswith("| It holds | **broken**: it fell | 2")
+    assert row.endswith("| `python -m benchmarks reliability part --count 1` |")
+    assert 6 == len(page.read_text().splitlines()) - 1
+
+
+def test_parts_are_chosen_by_name() -> None:
+    """Those named, in that order; all on request; a wrong name and none are told."""
+    assert ["drain", "cancels"] == [part.name for part in parts.chosen(["drain", "cancels"], everything=False)]
+    assert list(parts.PARTS) == parts.chosen([], everything=True)
+    for names in (["nonsense"], []):
+        with pytest.raises(ValueError, match=r"there are cuts-memory, "):
+            parts.chosen(names, everything=False)
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+@pytest.mark.parametrize("fault", sorted({*FAULTS} - {"stall", "pieces"}))
+@pytest.mark.parametrize("after", [0, 3, 7])
+async def test_faults_are_errors(fake: tuple[fake_engine.State, int], kind: str, fault: str, after: int) -> None:
+    """Each fault reaches the service as a typed error, with no word past it."""
+    engine, said = ENGINES[kind](fake[1]), ""
+    with pytest.raises(EngineError):
+        async for event in stream(engine, request(Script(7, fault=fault, after=after))):
+            said += event.text if isinstance(event, Delta) else ""
+    assert said.count(" ") <= after
+    await engine.aclose()
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+async def test_words_in_pieces(fake: tuple[fake_engine.State, int], kind: str) -> None:
+    """A word whose bytes come in several chunks is whole, wherever it stands."""
+    engine = ENGINES[kind](fake[1])
+    for after in (0, 6, 7):
+        script, said = Script(7, seed=after, fault="pieces", after=after), ""
+        async for event in stream(engine, request(script)):
+            said += event.text if isinstance(event, Delta) else ""
+        assert script.text() == said
+    await engine.aclose()
+
+
+def test_pieces_are_cut_within_characters() -> None:
+    """Together they are the word; every character of several bytes lies in several of them."""
+    (index,) = (index for index, word in enumerate(VOCABULARY) if word.startswith("日"))
+    pieces = wire.pieces(wire.OLLAMA.words[index])
+    data = [piece.split(b"\r\n", 1)[1].removesuffix(b"\r\n") for piece in pieces]
+    whole = wire.OLLAMA.words[index].split(b"\r\n", 1)[1].removesuffix(b"\r\n")
+    assert whole == b"".join(data)
+    assert len(data) > len("日本語")
+    assert any(piece[0] & 0xC0 == 0x80 for piece in data)
+
+
+async def test_what_is_given_up_is_counted(fake: tuple[fake_engine.State, int]) -> None:
+    """The engine's own count of running answers, and when one was given up: told once."""
+    engine = OpenAIEngine(f"http://127.0.0.1:{fake[1]}/v1")
+    answering = stream(engine, request(Script(1000, rate=100, seed=5)))
+    await anext(answering)
+    assert 1 == (await streams(fake[1])).running
+    await answering.aclose()
+    async with asyncio.timeout(5):
+        while (seen := await streams(fake[1])).running:
+            await asyncio.sleep(0.005)
+    assert {5} == seen.given_up.keys() or {5} == fake[0].given_up.keys()
+    await engine.aclose()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "lost", "doubled"), [([2, 3, 4], 0, 0), ([2, 4, 5], 1, 0), ([2, 2, 3], 0, 1), ([5, 6, 7], 3, 0)]
+)
+async def test_numbers_are_checked(numbers: list[int], lost: int, doubled: int) -> None:
+    """A number that is left out is a lost event, one that comes again is doubled, a wrong text is wrong."""
+
+    async def service(socket: ServerConnection) -> None:
+        await socket.recv()
+        await socket.send('{"type":"session_started","seq":1,"session_id":"s"}')
+        await socket.recv()
+        for number in numbers[:2]:
+            await socket.send(msgspec.json.encode({"type": "token", "seq": number, "data": "x "}).decode())
+        await socket.send(msgspec.json.encode({"type": "response_complete", "seq": numbers[2]}).decode())
+        await socket.wait_closed()
+
+    async with serve(service, "127.0.0.1", 0) as server:
+        seen = cuts.Cuts(1)
+        caller = cuts.Caller(0, server.sockets[0].getsockname()[1], seen)
+        caller._chance.random = lambda: 1.0  # type: ignore[method-assign]
+        talking = asyncio.create_task(caller.talk())
+        async with asyncio.timeout(5):
+            while not seen.answers:
+                await asyncio.sleep(0.01)
+        talking.cancel()
+        await asyncio.gather(talking, return_exceptions=True)
+    assert (lost, doubled, 1) == (seen.lost, seen.doubled, seen.wrong)
+
+
+async def test_a_client_sees_silence_and_the_end() -> None:
+    """Nothing for a while is a client that hangs; a closing frame's code is told."""
+
+    async def service(socket: ServerConnection) -> None:
+        await socket.recv()
+        await socket.close(3001)
+
+    async with serve(service, "127.0.0.1", 0) as server:
+        client = await Client.connect(server.sockets[0].getsockname()[1])
+        with pytest.raises(Hung):
+            await client.event(0.05)
+        with pytest.raises(Lost) as lost:
+            await answer(client, "hello")
+        assert 3001 == lost.value.code
+    with pytest.raises(Lost):
+        await Client.connect(server.sockets[0].getsockname()[1] if server.sockets else 1)
