@@ -257,6 +257,7 @@ class Metrics:
         self.sessions_active = gauge("sessions_active", "Sessions that are kept, with or without a connection")
         self.sessions_resting = gauge("sessions_resting", "Sessions in memory whose client is not connected")
         self.connections_active = gauge("connections_active", "Open WebSockets")
+        self.event_loop_tasks = gauge("event_loop_tasks", "Tasks of the event loop")
         self._running = gauge("responses_running", "Responses being generated", ("engine", "model"))
         self.queue_depth = gauge("queue_depth", "Messages that wait for an engine")
         self._permits_taken = gauge("permits_taken", "Permits to ask the engine that are taken", ("engine",))

@@ -1,7 +1,9 @@
 """uvicorn's protocols with the limits it lacks: time for a request to arrive, and a way to cut a dead peer."""
 
 import asyncio
+import contextlib
 import logging
+import socket
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +27,9 @@ BODY_TIMEOUT = 30.0
 MESSAGE_TIMEOUT = 30.0
 # For a peer to read what was written before the end; closing alone waits for ever.
 FLUSH_GRACE = 2.0
+
+# SO_LINGER: on, for no time.
+_AT_ONCE = struct.pack("ii", 1, 0)
 
 _logger = logging.getLogger("uvicorn.error")
 
@@ -137,7 +142,16 @@ class TransportWire:
         self.pause, self.resume, self.take = pause, resume, take
 
     def abort(self) -> None:
-        self._transport.abort()
+        _reset(self._transport)
+
+
+def _reset(transport: asyncio.Transport) -> None:
+    """Close at once, and let go of what the peer has not read: the kernel would keep megabytes of it for minutes."""
+    peer = transport.get_extra_info("socket")
+    if peer is not None:
+        with contextlib.suppress(OSError):  # it is closed already
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+    transport.abort()
 
 
 def _ignore() -> None:
@@ -159,7 +173,7 @@ class WireWebSocketProtocol(WebSocketsSansIOProtocol):
 
     def _drop_in(self, seconds: float) -> None:
         if self._drop is None and not self.disconnected:
-            self._drop = self.loop.call_later(seconds, self.transport.abort)
+            self._drop = self.loop.call_later(seconds, _reset, self.transport)
 
     def handle_close(self, event: Frame) -> None:
         super().handle_close(event)

@@ -288,6 +288,7 @@ class Service:
             self.resumption.watch(now)
             self._look_if_empty()
             self.metrics.connections_active.set(len(self.connections))
+            self.metrics.event_loop_tasks.set(len(asyncio.all_tasks()))
             self.metrics.sessions_resting.set(self.resumption.resting)
             self.metrics.sessions_active.set(self.manager.active_sessions)
             self.engines.measure()

@@ -12,7 +12,7 @@ from benchmarks.reliability.promise import Outcome
 from benchmarks.reliability.tested import Streams, at_once, engine, service_before, streams, until
 from benchmarks.script import Script
 
-_CLIENTS = 50
+_CLIENTS = 8
 _WORDS, _RATE, _LONGEST_TTFT = 1000, 40.0, 0.02
 # Of those that are cancelled some never came so far as to be asked of the engine.
 _IDLE_MS = 100.0
