@@ -42,6 +42,7 @@ def service(engine_port: int, _: Path, *, provider: str = "ollama", log_level: s
         "LLM_MONITORING_PORT": str(monitoring),
         "LLM_MAX_CONNECTIONS": str(MAX_SESSIONS),
         "MESSAGE_RATE": "0",
+        "MAX_RUNNING": str(MAX_SESSIONS),
         "LOG_LEVEL": log_level,
     }
     command = [sys.executable, str(ROOT / "main.py"), "websocket"]
