@@ -55,6 +55,13 @@ _SCRIPTS = (
     (0x0D00, 0x0D7F, ("ml",)),
 )
 _LATIN = ("en", "de", "fr", "es")
+# How many words of English take as long to say as one character of these: ideographs, Hangul, kana, Thai and its kin.
+_CHARACTERS = (
+    (re.compile(r"[\u3400-\u9fff\uf900-\ufaff]"), 0.75),
+    (re.compile(r"[\uac00-\ud7af]"), 0.5),
+    (re.compile(r"[\u3040-\u30ff]"), 0.4),
+    (re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]"), 0.25),
+)
 
 
 class Boundary(Enum):
@@ -164,3 +171,9 @@ def _cut(window: str, at: int, to: int, languages: tuple[str, ...]) -> bool:
         if not at <= position <= to:
             return False
     return True
+
+
+def count_words(text: str) -> float:
+    """Say how many words of English take about as long to say; scripts that don't space words go by characters."""
+    words = sum(weight * len(script.findall(text)) for script, weight in _CHARACTERS)
+    return words or sum(any(map(str.isalnum, word)) for word in text.split())

@@ -14,7 +14,7 @@ LOOKAHEAD = 240  # characters that wait for a mark's end
 LONGEST_URL = 2000
 
 _SPECIAL = re.compile(
-    r"[\n`*_~\[\]!<&\\$|]|(?<!\w)(?:https?://|www\.)"
+    r"[\n`*_~\[\]!<>&\\$|]|(?<!\w)(?:https?://|www\.)"
     # Emoji, pictographs, flags, their selectors, joiners and skin tones; keycaps keep their digit.
     r"|[\u2600-\u27bf\u2b00-\u2bff\u2300-\u23ff\u20e3\ufe0e\ufe0f\U0001f000-\U0001faff\U000e0020-\U000e007f]\u200d?"
 )
@@ -29,6 +29,8 @@ _REFERENCE = re.compile(r"\[[^\]\n]{0,100}\]")
 _REFERENCE_BEGINS = re.compile(r"\[[^\]\n]{0,100}$")
 _TAG = re.compile(r"</?[a-zA-Z][^<>\n]{0,200}>|<!--[^>\n]{0,200}-->")
 _TAG_BEGINS = re.compile(r"<(?:/?[a-zA-Z][^<>\n]{0,200}|/|!(?:-|--[^>\n]{0,200})?)?$")
+_AUTOLINK = re.compile(r"<(?:https?:|mailto:|[^\s<>]+@)")
+_BREAK = re.compile(r"</?(?:br|p|div|li|tr|td|th|h[1-6])\b")
 _REASONING = re.compile(r"<(think|thinking|reasoning|thought)>")
 _ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&apos;": "'", "&#39;": "'", "&nbsp;": " "}
 _ENTITY_BEGINS = re.compile(r"&[a-z#0-9]{0,5}$")
@@ -51,6 +53,7 @@ class InlineMarks:
         self._fence = ""
         self._closing = ""
         self._in_row = False
+        self._in_autolink = False
         self._in_code = False
         self._brackets = 0
         self._parentheses = 0
@@ -106,7 +109,7 @@ class InlineMarks:
         special = self._MARKS.get(first)
         if special is None:
             return self._emoji(found.end())
-        if not self._rules.markdown and first != "<":
+        if not self._rules.markdown and first not in "<>":
             return self._as_is(1)
         if self._in_code and first != "`":
             return self._as_is(1)
@@ -119,7 +122,7 @@ class InlineMarks:
 
     def _words(self) -> bool:
         """No special character is in sight; what may become a URL waits."""
-        begun = None if self._last else _URL_BEGINS.search(self._held)
+        begun = _URL_BEGINS.search(self._held) if self._held[-1] in "htps:/w" and not self._last else None
         length = begun.start() if begun is not None else len(self._held)
         return self._as_is(self._before_blank(length)) if length else False
 
@@ -230,9 +233,14 @@ class InlineMarks:
             self._state = self._reasoning
         elif not self._rules.markdown:
             return self._as_is(1)
-        if tag.group().startswith(("<http", "<mailto")):
+        if _AUTOLINK.match(tag.group()):
+            self._in_autolink = True
             return self._give("", 1)
-        return self._give("", tag.end())
+        return self._give(" " if _BREAK.match(tag.group()) else "", tag.end())
+
+    def _close_angle(self) -> bool:
+        was_open, self._in_autolink = self._in_autolink, False
+        return self._give("", 1) if was_open else self._as_is(1)
 
     def _reasoning(self) -> bool:
         end = self._held.find(self._closing)
@@ -281,6 +289,7 @@ class InlineMarks:
         "]": _close_bracket,
         "!": _bang,
         "<": _angle,
+        ">": _close_angle,
         "&": _entity,
         "\\": _backslash,
         "$": _dollar,

@@ -9,20 +9,12 @@ import re
 from collections import deque
 from dataclasses import dataclass, field
 
-from llm_service.boundaries import CANDIDATE, Boundary, judge
+from llm_service.boundaries import CANDIDATE, Boundary, count_words, judge
 from llm_service.speakable import SpeakableText
 from llm_service.speech_rules import Piece, SpeechRules
 
 _STRIDE = 512  # characters of a delta that are looked at in one go
-# How many words of English take as long to say as one character of these: ideographs, Hangul, kana, Thai and its kin.
-_CHARACTERS = (
-    (re.compile(r"[\u3400-\u9fff\uf900-\ufaff]"), 0.75),
-    (re.compile(r"[\uac00-\ud7af]"), 0.5),
-    (re.compile(r"[\u3040-\u30ff]"), 0.4),
-    (re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]"), 0.25),
-)
 _MARK_OR_JOINER = re.compile(r"[\u0300-\u036f\u0900-\u0dff\u0e31-\u0e4e\u200c\u200d\ufe0f\udc00-\udfff]")
-
 
 _SHORT = 32  # characters of mere marks that are no chunk of their own
 _LONGEST_CLUSTER = 16  # characters that make one on the page
@@ -36,13 +28,15 @@ def _speakable(text: str) -> bool:
 class Pacing:
     """How large chunks are, and when.
 
-    `first_words`: words that a clause must have to be the first chunk; of Chinese three characters are about two.
+    `first_words`: words that a clause must have to be the first chunk; of Chinese three characters are about two;
+    without any, it ends by `first_longest` characters.
     `longest`: characters at which a sentence is cut that has no end. `joined`: characters up to which sentences are
     joined; 0 makes each a chunk. `enough_audio`: seconds of audio ahead above which sentences wait, to be joined.
     `short_audio`: seconds below which a clause of `clause_words` is given without waiting for its sentence's end.
     """
 
     first_words: int = 3
+    first_longest: int = 120
     longest: int = 300
     joined: int = 300
     enough_audio: float = 5.0
@@ -159,8 +153,8 @@ class Chunker:
             said.append(spoken)
             length += len(spoken)
             last = self._pieces[-1] if self._pieces else (0, 0)
-            if last[0] == last[1] and len(spoken) == raw and last[0]:
-                self._pieces[-1] = (last[0] + raw, last[1] + raw)
+            if (last[0] == last[1] and len(spoken) == raw and last[0]) or (self._pieces and not last[0] and not spoken):
+                self._pieces[-1] = (last[0] + len(spoken), last[1] + raw)
             else:
                 self._pieces.append((len(spoken), raw))
         self._text += "".join(said)
@@ -171,6 +165,8 @@ class Chunker:
             limit = self._sentence + self._pacing.longest
             found = CANDIDATE.search(self._text, self._scanned)
             hard = self._hard[0] if self._hard else None
+            if not self._begun and not self._ends:
+                self._end_long_beginning(found, hard)
             if hard is not None and (found is None or hard <= found.end()) and hard <= limit:
                 self._hard.popleft()
                 self._end_sentence(hard)
@@ -193,10 +189,19 @@ class Chunker:
         if boundary is Boundary.SENTENCE:
             self._end_sentence(found.end())
         elif boundary is Boundary.CLAUSE and found.end() > self._given:
-            self._clauses.append(found.end())
-            if not self._begun and not self._ends and self._words(found.end()) >= self._pacing.first_words:
-                self._ends.append(self._clauses.popleft() if len(self._clauses) == 1 else self._clauses.pop())
+            first = (
+                not self._begun
+                and not self._ends
+                and count_words(self._text[self._given : found.end()]) >= self._pacing.first_words
+            )
+            (self._ends if first else self._clauses).append(found.end())
         return True
+
+    def _end_long_beginning(self, found: re.Match[str] | None, hard: int | None) -> None:
+        """Where nothing ends for long, the first chunk ends without a clause."""
+        limit = self._given + min(self._pacing.first_longest, self._pacing.longest)
+        if all(limit < to for to in (len(self._text), hard, found and found.end()) if to is not None):
+            self._ends.append(self._forced_end(limit))
 
     def _end_sentence(self, end: int, *, forced: bool = False) -> None:
         self._scanned = max(self._scanned, end)
@@ -220,12 +225,6 @@ class Chunker:
                 return end
         return limit
 
-    def _words(self, end: int) -> float:
-        """The words from what is given out to `end`; scripts that don't space them are counted by characters."""
-        text = self._text[self._given : end]
-        words = sum(weight * len(script.findall(text)) for script, weight in _CHARACTERS)
-        return words or sum(any(map(str.isalnum, word)) for word in text.split())
-
     # ----------------------------------------------------------- giving out
 
     def _ready(self, audio_ahead: float | None, *, low: bool) -> list[Chunk]:
@@ -241,9 +240,9 @@ class Chunker:
                 break
             out.append(self._give(end))
         short = audio_ahead is not None and audio_ahead < self._pacing.short_audio
-        if short and not out and self._begun and self._clauses:
+        if self._clauses and short and not out and self._begun:
             clause = self._clauses[-1]
-            if self._words(clause) >= self._pacing.clause_words:
+            if count_words(self._text[self._given : clause]) >= self._pacing.clause_words:
                 out.append(self._give(clause))
         return out
 

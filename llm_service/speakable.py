@@ -69,7 +69,7 @@ class SpeakableText(InlineMarks):
             return self._give("", length)
         self._end_line(kind)
         self._structured = kind in ("heading", "item", "row", "number")
-        self._newlines, self._in_code, self._brackets = 0, False, 0
+        self._newlines, self._in_code, self._in_autolink, self._brackets = 0, False, False, 0
         self._in_row = kind == "row"
         self._state = self._after_mark if kind in ("heading", "item", "row") else self._text
         if kind == "number":

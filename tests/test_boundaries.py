@@ -2,7 +2,7 @@
 
 import pytest
 
-from llm_service.boundaries import CANDIDATE, Boundary, judge
+from llm_service.boundaries import CANDIDATE, Boundary, count_words, judge
 
 SENTENCE, CLAUSE, NONE, UNDECIDED = Boundary.SENTENCE, Boundary.CLAUSE, Boundary.NONE, Boundary.UNDECIDED
 
@@ -75,3 +75,10 @@ def test_the_language_decides() -> None:
     assert ([SENTENCE], [NONE], [NONE]) == (judged(text, "en"), judged(text, "de"), judged(text))
     text = "Im 19. Jahrhundert "
     assert ([SENTENCE], [NONE]) == (judged(text, "en"), judged(text, "de"))
+
+
+def test_words_are_counted_by_how_long_they_take() -> None:
+    """Marks are no words; scripts without spaces count by characters."""
+    assert [0, 2, 3, 2, 2.5] == [
+        count_words(text) for text in ("- ,", "a - b,", "当然可以，", "はい、います", "สวัสดีครับ")
+    ]

@@ -12,7 +12,7 @@ from llm_service.sentences import Chunk, Chunker, Pacing
 from tests.test_speakable import BITS
 
 ONE_BY_ONE = Pacing(joined=0)
-SENTENCES = Pacing(joined=0, first_words=1000)
+SENTENCES = Pacing(joined=0, first_words=1000, first_longest=300)
 # Each line is a response as a list of what its chunks stand for; a file is named for its language.
 CORPUS = {
     file.stem: [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
@@ -86,6 +86,13 @@ def test_the_first_clause_goes_at_once() -> None:
 def test_a_short_first_sentence_goes_alone() -> None:
     """A sentence needs no number of words."""
     assert ["Sure!", "I can do that."] == texts(chunks_of("Sure! I can do that."))
+
+
+def test_the_first_chunk_does_not_wait_for_ever() -> None:
+    """A beginning without a clause is cut between words."""
+    text = "a bee sees " * 12
+    assert [text[:21]] == texts(Chunker(pacing=Pacing(first_longest=22)).feed(text))
+    assert [text[:21]] == texts(Chunker(pacing=Pacing(first_longest=22)).feed(text + ", yes. No."))[:1]
 
 
 def test_with_much_audio_ahead_sentences_are_joined() -> None:
