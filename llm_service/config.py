@@ -226,6 +226,11 @@ class Settings(BaseSettings):
     allowed_origins: CommaSeparated = Field(
         (), description="web origins that may connect, comma-separated, or *; the service's own is always allowed"
     )
+    allowed_hosts: CommaSeparated = Field(
+        (),
+        description="host names of this service with dots in them, comma-separated, or *; addresses, single words, "
+        "*.local, *.localhost, *.internal and the hosts of ALLOWED_ORIGINS are always allowed",
+    )
     api_keys: CommaSeparatedSecrets = Field(
         (), description="comma-separated; empty, and no API_KEYS_FILE: no key is asked for"
     )
@@ -235,6 +240,7 @@ class Settings(BaseSettings):
     header_timeout: Seconds = Field(5.0, description="seconds for a request's headers to arrive")
     first_message_timeout: Seconds = Field(10.0, description="seconds for a client's first message to arrive")
     max_message_bytes: int = Field(65_536, ge=1024, le=16_777_216, description="longest WebSocket message")
+    max_body_bytes: int = Field(1_048_576, ge=1024, le=67_108_864, description="longest body of an HTTP request")
     max_invalid_messages: int = Field(
         100, ge=1, le=1_000_000, description="or too many, in a row, before the client is cut off"
     )
@@ -257,7 +263,7 @@ class Settings(BaseSettings):
     log_path: str = Field("", description="folder for rotating log files; empty: standard error only")
     log_prompts: bool = Field(False, description="write what users and models say into the log")
 
-    @field_validator("allowed_models", "allowed_origins", "api_keys", "tts_endpoints", mode="before")
+    @field_validator("allowed_models", "allowed_origins", "allowed_hosts", "api_keys", "tts_endpoints", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -310,6 +316,14 @@ class Settings(BaseSettings):
             if origin != "*" and not (separator and scheme and rest and "/" not in rest):
                 raise ValueError("each origin must be * or scheme://host[:port] without a path")
         return tuple(origin.lower() for origin in value)
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for host in value:
+            if host != "*" and not re.fullmatch(r"[A-Za-z0-9._-]+", host):
+                raise ValueError("each host must be * or a name without scheme and port")
+        return tuple(host.lower().removesuffix(".") for host in value)
 
     @model_validator(mode="after")
     def _check_ports(self) -> Self:

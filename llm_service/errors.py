@@ -15,6 +15,9 @@
      │    ├── NoFirstMessage
      │    ├── Unauthorized
      │    ├── OriginNotAllowed
+     │    ├── HostNotAllowed
+     │    ├── HeadersTooLarge
+     │    ├── BodyTooLarge
      │    └── TooManyInvalidMessages
      ├── CapacityError              a limit of this service: come back later
      │    ├── TooManyConnections
@@ -166,6 +169,31 @@ class OriginNotAllowed(ClientError):
     code = "origin_not_allowed"
     category = "connection"
     severity = "high"
+    recoverable = False
+
+
+class HostNotAllowed(ClientError):
+    """The request names a host that is not in ALLOWED_HOSTS and could be anybody's; HTTP 403."""
+
+    code = "host_not_allowed"
+    category = "connection"
+    severity = "high"
+    recoverable = False
+
+
+class HeadersTooLarge(ClientError):
+    """The request has more than 128 headers, or more than 32 KiB of them; HTTP 431."""
+
+    code = "headers_too_large"
+    category = "connection"
+    recoverable = False
+
+
+class BodyTooLarge(ClientError):
+    """The request's body is longer than MAX_BODY_BYTES; HTTP 413."""
+
+    code = "body_too_large"
+    category = "connection"
     recoverable = False
 
 

@@ -3,19 +3,30 @@
 from typing import Any
 
 import psutil
+import structlog
 from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 
 from llm_service import __version__
 from llm_service.metrics import CONTENT_TYPE, render
+from llm_service.request_limits import RequestLimits
 from llm_service.service import Service
 
 BUSY_PERCENT = 90.0
+
+_log = structlog.get_logger(__name__)
 
 
 def create_monitoring_app(service: Service) -> FastAPI:
     """Make the application of the monitoring port; it answers from the moment the process runs."""
     app = FastAPI(title="FastTalk LLM Service: monitoring", version=__version__)
+    app.add_middleware(
+        RequestLimits,
+        allows_host=service.access.allows_host,
+        max_body_bytes=service.settings.max_body_bytes,
+        # Not among the errors of clients: nobody is served here.
+        refused=lambda error: _log.info("monitoring_request_refused", code=error.code),
+    )
 
     @app.get("/health")
     async def health() -> dict[str, Any]:

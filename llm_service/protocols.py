@@ -1,4 +1,4 @@
-"""uvicorn's protocols with the limits it lacks: time for a request to arrive, and a way to cut a dead peer."""
+"""uvicorn's protocols with the limits it lacks: time for a request to arrive, and for a peer to read its answer."""
 
 import asyncio
 import contextlib
@@ -31,6 +31,8 @@ FLUSH_GRACE = 2.0
 # SO_LINGER: on, for no time.
 _AT_ONCE = struct.pack("ii", 1, 0)
 
+_BAD_HANDSHAKE = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
 _logger = logging.getLogger("uvicorn.error")
 
 # RFC 6455, section 7.4.1: stands for a connection that ended without a closing frame, and is never sent.
@@ -38,18 +40,21 @@ _LOST = 1006
 
 
 class DeadlineH11Protocol(H11Protocol):
-    """Closes a connection whose request does not arrive in time: silent ones and slow ones alike.
+    """Closes a connection whose request does not arrive in time, or whose answer is not taken in time.
 
-    uvicorn waits for a partial header until the peer's TCP gives up. `header_timeout` is in seconds.
+    uvicorn waits for a partial header, and for a peer that does not read, until the peer's TCP gives up. Times are in
+    seconds; `send_timeout` is for what fills the buffers on the way.
     """
 
     header_timeout = 5.0
+    send_timeout = 10.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._deadline: asyncio.TimerHandle | None = None
         self._awaited: object = None
         self._upgraded = False
+        self._stalled: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -57,7 +62,22 @@ class DeadlineH11Protocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._await(None)
+        self._stop_waiting()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stop_waiting()
+        self._stalled = self.loop.call_later(self.send_timeout, self._overdue)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_waiting()
+
+    def _stop_waiting(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
 
     def handle_events(self) -> None:
         super().handle_events()
@@ -170,6 +190,15 @@ class WireWebSocketProtocol(WebSocketsSansIOProtocol):
         self._message_deadline: asyncio.TimerHandle | None = None
         self._wire: TransportWire | None = None
         self._drop: asyncio.TimerHandle | None = None
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.handshake_exc is not None and not (self.handshake_initiated or self.transport.is_closing()):
+            # What h11 takes may be too much for websockets: a header of more than 8 KiB is. uvicorn takes no note of
+            # it, and would wait for ever.
+            self.transport.write(b"".join(self.conn.data_to_send()) or _BAD_HANDSHAKE)
+            self.transport.close()
+            self._drop_in(FLUSH_GRACE)
 
     def _drop_in(self, seconds: float) -> None:
         if self._drop is None and not self.disconnected:

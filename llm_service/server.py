@@ -10,6 +10,7 @@ from llm_service import __version__
 from llm_service.api import health, llm_socket, tts_info
 from llm_service.chunk_hook import OnChunk
 from llm_service.config import Settings
+from llm_service.request_limits import RequestLimits
 from llm_service.service import Service
 
 
@@ -42,6 +43,12 @@ def create_app_for(service: Service) -> FastAPI:
     if service.settings.allowed_origins:
         # Pages that may talk may also look at /health and /stats; no others can read them.
         app.add_middleware(CORSMiddleware, allow_origins=service.settings.allowed_origins, allow_methods=["GET"])
+    app.add_middleware(
+        RequestLimits,
+        allows_host=service.access.allows_host,
+        max_body_bytes=service.settings.max_body_bytes,
+        refused=service.note_error,
+    )
     app.include_router(health.router)
     app.include_router(tts_info.router)
     app.include_router(llm_socket.router)

@@ -83,6 +83,7 @@ class Service:
         self.access = AccessPolicy(
             api_keys=(key.get_secret_value() for key in settings.api_keys),
             allowed_origins=settings.allowed_origins,
+            allowed_hosts=(*settings.allowed_hosts, settings.llm_host.lower(), settings.llm_monitoring_host.lower()),
             port=settings.llm_port,
             keys_change=self._key_file is not None,
         )

@@ -19,10 +19,10 @@ from llm_service.config import Settings
 from llm_service.errors import ConfigurationError
 from llm_service.monitoring import create_monitoring_app
 from llm_service.protocols import DeadlineH11Protocol, WireWebSocketProtocol
+from llm_service.request_limits import MAX_HEADER_BYTES
 from llm_service.server import create_app_for
 from llm_service.service import Service
 
-MAX_HEADER_BYTES = 32_768
 BACKLOG = 2048
 # Seconds that closing connections get after the drain.
 SHUTDOWN_GRACE = 2
@@ -103,12 +103,9 @@ class DrainingServer(QuietServer):
 def main_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     """Return uvicorn's configuration for the main port."""
 
-    class Http(DeadlineH11Protocol):
-        header_timeout = settings.header_timeout
-
     return uvicorn.Config(
         app,
-        http=Http,
+        http=_http(settings),
         ws=WireWebSocketProtocol,
         ws_max_size=settings.max_message_bytes,
         ws_ping_interval=settings.ping_interval,
@@ -122,10 +119,15 @@ def main_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
 def monitoring_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     """Return uvicorn's configuration for the monitoring port."""
 
+    return uvicorn.Config(app, http=_http(settings), ws="none", timeout_graceful_shutdown=1, **_common())
+
+
+def _http(settings: Settings) -> type[DeadlineH11Protocol]:
     class Http(DeadlineH11Protocol):
         header_timeout = settings.header_timeout
+        send_timeout = settings.send_timeout
 
-    return uvicorn.Config(app, http=Http, ws="none", timeout_graceful_shutdown=1, **_common())
+    return Http
 
 
 def _common() -> dict[str, Any]:

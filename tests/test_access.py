@@ -84,6 +84,96 @@ def test_star_lets_any_origin_in() -> None:
     assert AccessPolicy(allowed_origins=("*",), port=8000).allows_origin(["https://anywhere.example"])
 
 
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost",
+        "localhost:8000",
+        "LocalHost:8000",
+        "localhost.",
+        "127.0.0.1:8000",
+        "192.168.1.7",
+        "[::1]:8000",
+        "[::1]",
+        "[2001:db8::1]:80",
+        "llm-service:8000",
+        "my_server",
+        "nas.local",
+        "app.localhost:3000",
+        "host.docker.internal:8000",
+        "x.svc.cluster.local",
+        "talk.example.com",
+        "TALK.example.com:443",
+        "app.example.com",
+        "app.example.com:9999",
+    ],
+)
+def test_hosts_that_nobody_else_owns(host: str) -> None:
+    """Addresses, single words, private domains and the hosts that are configured are ours, on any port."""
+    policy = AccessPolicy(allowed_origins=(ALLOWED,), allowed_hosts=("talk.example.com",), port=8000)
+    assert policy.allows_host([host])
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *[
+            "evil.org",
+            "evil.org:8000",
+            "127.0.0.1.evil.org",
+            "localhost.evil.org",
+            "app.example.com.evil.org",
+            "example.com",
+            "x.app.example.com",
+            "app.example.com@evil.org",
+            "localhost@evil.org",
+            "evil.org#localhost",
+            "evil.org/localhost",
+            "localhost/ws/llm?x=",
+            "localhost:8000:80",
+            "localhost:port",
+            "localhost:",
+            "[::1",
+            "::1",
+            "[::1]evil.org",
+            "[evil.org]",
+            "[]",
+            ":8000",
+            ".",
+            "..",
+            "1.2.3.4.5",
+            "evil.local.org",
+            "*",
+            "app.*",
+            "löcalhost",
+            "localhost,evil.org",
+        ],
+        "",
+        "localhost\t",
+        " localhost",
+        "local host",
+        "local\x00host",
+    ],
+)
+def test_hosts_that_anybody_may_own(host: str) -> None:
+    """Any other name could be an attacker's that points here, and what is no host is none of ours."""
+    policy = AccessPolicy(allowed_origins=(ALLOWED,), allowed_hosts=("talk.example.com",), port=8000)
+    assert not policy.allows_host([host])
+
+
+def test_number_of_hosts() -> None:
+    """No Host header is no browser's; two are refused, even if they are ours."""
+    policy = AccessPolicy(port=8000)
+    assert policy.allows_host([])
+    assert not policy.allows_host(["localhost", "localhost"])
+
+
+@pytest.mark.parametrize(("hosts", "origins"), [("*", ""), ("", "*")])
+def test_star_lets_any_host_pass(hosts: str, origins: str) -> None:
+    """Where the operator lets any name in, or any page, a name tells nothing."""
+    assert AccessPolicy(port=8000, allowed_hosts=[hosts], allowed_origins=[origins]).allows_host(["evil.org"])
+
+
 @pytest.mark.parametrize("key", ["key-one", "schlüssel"])
 def test_known_keys_pass(policy: AccessPolicy, key: str) -> None:
     """Each configured key is accepted, whatever its script."""

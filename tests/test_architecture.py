@@ -31,6 +31,7 @@ LEVELS = {
     "summary": 1,
     "access": 1,
     "key_file": 1,
+    "request_limits": 5,
     "message_rate": 2,
     "sentences": 1,
     "boundaries": 1,
@@ -161,6 +162,7 @@ PURE_IMPORTS = {
     "enum",
     "hashlib",
     "hmac",
+    "ipaddress",
     "llm_service",
     "msgspec",
     "pydantic",
@@ -172,7 +174,7 @@ PURE_IMPORTS = {
     "typing",
 }
 IMPURE_CALLS = {"open", "input", "print", "exec", "eval", "__import__"}
-KNOW_FASTAPI = {"server", "monitoring", "connection", "wire", "protocols", "serving", "workers"}
+KNOW_FASTAPI = {"server", "monitoring", "connection", "wire", "protocols", "request_limits", "serving", "workers"}
 KNOW_THE_PROCESS = {"cli", "main"}
 JUNK_DRAWERS = {"utils", "util", "helpers", "helper", "common", "core"}
 

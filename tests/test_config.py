@@ -327,3 +327,11 @@ def test_env_example_has_the_headings_of_the_settings() -> None:
     found = re.findall(r"^    # ([A-Z].*)\n    (\w+):", inspect.getsource(config.Settings), re.MULTILINE)
 
     assert env_example.HEADINGS == {name.upper(): heading for heading, name in found}
+
+
+def test_hosts_are_names() -> None:
+    """Host names are taken in lower case and without their final dot; what is more than a name is refused."""
+    assert ("llm.example.com", "*") == Settings.load({"ALLOWED_HOSTS": "LLM.example.com., *"}).allowed_hosts
+    for wrong in ("https://llm.example.com", "llm.example.com:8000", "llm.example.com/x", "*.example.com", "a b"):
+        with pytest.raises(ConfigurationError, match="each host must be "):
+            Settings.load({"ALLOWED_HOSTS": wrong})
