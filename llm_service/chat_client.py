@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Collection, Generator, Mapping
+from pathlib import Path
 from typing import IO, Any
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -13,6 +14,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, W
 from websockets.protocol import State
 
 from llm_service.config import masked
+from llm_service.playback import Playback
 
 Event = dict[str, Any]
 
@@ -41,7 +43,8 @@ class ChatError(Exception):
 class ChatClient:
     """One session with the service, on one connection at a time.
 
-    A cancelled answer ends by the server's word, as any other: `ask` returns its event.
+    `playback` has the answers' sound, after `speak`. A cancelled answer ends by the server's word, as any other: `ask`
+    returns its event.
     """
 
     def __init__(self, url: str, *, api_key: str = "", config: Mapping[str, object] | None = None) -> None:
@@ -52,7 +55,14 @@ class ChatClient:
         self._config = dict(config or {})
         self._numbers = itertools.count(1)
         self._socket: ClientConnection | None = None
+        self.playback: Playback | None = None
         self.model = ""
+
+    def speak(self, player: tuple[str, ...] | None, folder: Path) -> None:
+        """Have the answers spoken: by a player's command, or as WAV files in `folder`. To be called before `open`."""
+        self._config["speech"] = {"enabled": True, "format": "wav"}
+        self._config["events"] = ["chunk", "audio"]
+        self.playback = Playback(player, folder, self._acknowledge)
 
     async def open(self) -> bool:
         """Connect and start a session, unless there is a connection; returns whether it was made anew."""
@@ -108,7 +118,9 @@ class ChatClient:
             self._config["system_prompt"] = text
 
     async def cancel(self) -> None:
-        """Ask the service to stop the running answer."""
+        """Ask the service to stop the running answer, and play no more of it."""
+        if self.playback is not None:
+            await self.playback.stop()
         await self._send({"type": "cancel"})
 
     async def ask(self, text: str, output: IO[str]) -> Event:
@@ -130,15 +142,33 @@ class ChatClient:
                 output.flush()
 
     async def stream(self, text: str, take: Callable[[str], None]) -> Event:
-        """Send a message, hand over each piece of its answer as it comes and return the event that ended it."""
+        """Send a message, hand over each piece of its answer as it comes and return the event that ended it.
+
+        Of an answer that is spoken the sound is awaited as well, but not that it was heard.
+        """
         number = str(next(self._numbers))
+        if self.playback is not None:
+            self.playback.begin()
         await self._send({"type": "user_message", "text": text, "id": number})
-        while True:
+        end: Event | None = None
+        while end is None or not self._sound_is_whole(end):
             event = await self._receive()
             if event["type"] == "token":
                 take(str(event["data"]))
+            elif _of_speech(event):
+                if self.playback is not None:
+                    self.playback.take(event)
+            elif end is not None and event["type"] == "cancelled":
+                return end  # of an answer whose text was over
             elif _ends(event, number):
-                return event
+                end = event
+        return end
+
+    def _sound_is_whole(self, end: Event) -> bool:
+        return self.playback is None or end["type"] != "response_complete" or self.playback.whole
+
+    async def _acknowledge(self, chunk: int, chars: int) -> None:
+        await self._send({"type": "played", "chunk": chunk, "chars": chars})
 
     async def _reply(self, kinds: Collection[str]) -> Event:
         try:
@@ -171,6 +201,13 @@ class ChatClient:
             raise ChatError(
                 f"what {self._shown_url} says is not this protocol; is it the service's /ws/llm?", code="other_protocol"
             ) from None
+
+
+def _of_speech(event: Event) -> bool:
+    """Whether the event is about the sound alone: the text goes on, whatever it says."""
+    return event["type"] in ("chunk", "audio") or (
+        event["type"] == "error" and event["error"].get("category") == "speech"
+    )
 
 
 def _ends(event: Event, number: str) -> bool:

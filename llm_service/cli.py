@@ -120,6 +120,9 @@ def _parser() -> argparse.ArgumentParser:
     chat = commands.add_parser("chat", parents=[service], help="talk to a running service in the terminal")
     chat.add_argument("--once", metavar="TEXT", help="ask this, print the answer and leave")
     chat.add_argument("--system", metavar="TEXT", help="system prompt of the session")
+    chat.add_argument(
+        "--speak", action="store_true", help="hear the answers: by a player of this machine, else as WAV files here"
+    )
     chat.set_defaults(run=_chat)
 
     bench = commands.add_parser("bench", parents=[service], help="measure a running service: waits and words a second")
@@ -222,6 +225,10 @@ def _chat(options: argparse.Namespace) -> int:
     url, api_key = _url_and_key(options)
     config = {} if options.system is None else {"system_prompt": options.system}
     client = ChatClient(url, api_key=api_key, config=config)
+    if options.speak:
+        from llm_service.playback import found_player
+
+        client.speak(found_player(), Path.cwd())
     if options.once is not None:
         return asyncio.run(ask_once(client, options.once, Console(), Console(stderr=True)))
     return Chat(client, Console()).run()

@@ -62,6 +62,7 @@ class SessionRecord(msgspec.Struct):
     conversation: ConversationRecord
     ended: EndedResponse | None
     replay: ReplayRecord
+    chunks: int = 0  # that its answers were cut into; not in records of before there was speech
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from time import monotonic
 
+from prometheus_client import CollectorRegistry
 from rich.console import Console
 from rich.text import Text
 
@@ -12,9 +13,13 @@ from llm_service.engines import OpenedEngine, open_engine
 from llm_service.engines.base import timed
 from llm_service.errors import FastTalkError
 from llm_service.generation import Delta, GenerationRequest, Message, SamplingParams
+from llm_service.speech import open_speech
+from llm_service.speech.base import Utterance
+from llm_service.speech_metrics import SpeechMetrics
 
 QUESTION = "Say hello in one short sentence."
 MAX_TOKENS = 24
+SENTENCE = "The quick brown fox jumps over the lazy dog."
 # A large model may have to be read from a disk first.
 TIMEOUT = 300.0
 
@@ -48,7 +53,30 @@ async def self_check(settings: Settings, console: Console) -> bool:
             _say(console, False, f"generation: no answer within {TIMEOUT:g} seconds; try a smaller model")
             return False
     _say(console, said is not None, f"generation: {said or 'the model said nothing; try another one'}")
-    return said is not None
+    return await _speech_is_fine(settings, console) and said is not None
+
+
+async def _speech_is_fine(settings: Settings, console: Console) -> bool:
+    """Probe each TTS of TTS_ENDPOINTS and have one sentence spoken; returns whether one of them spoke."""
+    if not settings.tts_endpoints:
+        return True
+    try:
+        speech = open_speech(settings, SpeechMetrics(CollectorRegistry()))
+    except FastTalkError as error:
+        _say(console, False, f"speech: {error.message}")
+        return False
+    async with contextlib.aclosing(speech):
+        await speech.check()
+        for endpoint in speech.all:
+            _say(console, endpoint.healthy, f"TTS {endpoint.name}: {endpoint.problem or endpoint.synthesizer.address}")
+        sentence = Utterance(text=SENTENCE, voice=settings.tts_voice, language=settings.tts_language, final=True)
+        try:
+            spoken = await speech.speak(sentence, lambda _, __: None, audio=bool(speech.formats))
+        except FastTalkError as error:
+            _say(console, False, f"speech: {error.message}")
+            return False
+    _say(console, True, f"speech: {spoken.kind} made {spoken.seconds:.1f} s of audio in {spoken.took:.2f} s")
+    return True
 
 
 def _say(console: Console, fine: bool, text: str) -> None:

@@ -400,6 +400,7 @@ class Session:
             if ended is None
             else EndedResponse(ended.number, ended.id, ended.chars, ended.heard, ended.interrupted),
             replay=replay,
+            chunks=self._chunks,
         )
 
     @classmethod
@@ -418,6 +419,7 @@ class Session:
         session._active_at = now - record.idle - away
         session._counters_before = Counters().since(record.counters)
         session._last_response, session._calls = record.last_response, record.calls
+        session._chunks = record.chunks
         session._dropped_before = record.dropped_before
         session._conversation.restore(record.conversation)
         config = SessionConfig.model_validate_json(msgspec.json.encode(record.config))

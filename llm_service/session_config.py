@@ -131,8 +131,12 @@ def config_as_sent(config: SessionConfig) -> dict[str, Any]:
 
 
 def merge_config(old: SessionConfig, new: SessionConfig) -> SessionConfig:
-    """Return `old` with the keys that `new` gives; a null takes the service's default again."""
-    return old.model_copy(update={key: getattr(new, key) for key in new.model_fields_set})
+    """Return `old` with the keys that `new` gives, those of speech one by one; a null takes the service's default."""
+    update = {key: getattr(new, key) for key in new.model_fields_set}
+    if old.speech is not None and new.speech is not None:
+        given = {key: getattr(new.speech, key) for key in new.speech.model_fields_set}
+        update["speech"] = old.speech.model_copy(update=given)
+    return old.model_copy(update=update)
 
 
 def _keywords(schema: object) -> Iterator[tuple[str, object]]:

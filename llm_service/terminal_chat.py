@@ -121,10 +121,15 @@ class Chat:
                 cancelled = True
         if event["type"] == "response_complete":
             self._last_stats = event["stats"]
+            self._note_sound()
         elif event["type"] == "cancelled":
             self._note("stopped")
         else:
             self._complain(event["error"]["message"])
+
+    def _note_sound(self) -> None:
+        for line in told_of_sound(self._client):
+            self._note(line)
 
     def _show_stats(self) -> None:
         if self._last_stats is None:
@@ -170,18 +175,34 @@ def _result(future: "Future[T]") -> T:
             return future.result()
 
 
+def told_of_sound(client: ChatClient) -> list[str]:
+    """Return what is to be said of how the last answer was spoken."""
+    playback = client.playback
+    if playback is None:
+        return []
+    lines = [f"not heard: {playback.failed}"] if playback.failed else []
+    if playback.written:
+        lines.append(f"no player was found; written: {', '.join(path.name for path in playback.written)}")
+        playback.written.clear()
+    return lines
+
+
 async def ask_once(client: ChatClient, text: str, console: Console, errors: Console) -> int:
     """Ask one question, print the answer as it comes; returns the exit status."""
     try:
         await client.open()
         try:
             event = await client.ask(text, console.file)
+            if client.playback is not None:
+                await client.playback.finish()
         finally:
             await client.aclose()
     except ChatError as error:
         complain(errors, error)
         return 1
     if event["type"] == "response_complete":
+        for line in told_of_sound(client):
+            complain(errors, line)
         return 0
     complain(errors, event["error"]["message"] if event["type"] == "error" else "the answer was cut off")
     return 1

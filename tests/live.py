@@ -9,6 +9,7 @@ from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
 
+from llm_service.chunk_hook import OnChunk
 from llm_service.config import Settings
 from llm_service.devices import Device
 from llm_service.engines import OpenedEngine
@@ -74,6 +75,7 @@ async def live_service(
     model: str = "test",
     context_window: int = 8192,
     members: tuple[MemberEngine, ...] = (),
+    on_chunk: OnChunk | None = None,
 ) -> AsyncGenerator[Live, None]:
     """Run the service around an engine until the block is left; it is asked once, so that each fault is seen.
 
@@ -88,7 +90,7 @@ async def live_service(
     async def opener(_: Settings) -> OpenedEngine:
         return opened(engine, model=model, context_window=context_window, members=members)
 
-    async with Service(settings, opener=opener) as service:
+    async with Service(settings, opener=opener, on_chunk=on_chunk) as service:
         server = DrainingServer(main_config(create_app_for(service), settings), service)
         monitor = QuietServer(monitoring_config(create_monitoring_app(service), settings))
         tasks = [

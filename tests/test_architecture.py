@@ -106,6 +106,7 @@ LEVELS = {
     "protocols": 5,
     "self_check": 5,
     "chat_client": 5,
+    "playback": 5,
     "bench": 5,
     "bench_figures": 5,
     "terminal_chat": 5,

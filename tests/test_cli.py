@@ -277,6 +277,17 @@ class TestChat:
         assert (0, "It is [bold]so[/].\n", "") == await self.once(run, engine, "--system", "Be brief.")
         assert ("system", "Be brief.") == (engine.requests[0].messages[0].role, engine.requests[0].messages[0].content)
 
+    @pytest.mark.espeak
+    async def test_speak(self, run: Run, espeak_program: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """Without a player on the PATH the answer's sound is written, a WAV a chunk, and told."""
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("llm_service.playback.PLAYERS", ())
+        engine = ScriptedEngine(lambda _: ["It is ", "so."], tokens_per_second=1000, models=())
+        status, output, errors = await self.once(run, engine, "--speak", TTS_ENDPOINTS="espeak")
+        assert (0, "It is so.\n") == (status, output)
+        assert "no player was found; written: speech-001.wav" in errors
+        assert b"RIFF" == (tmp_path / "speech-001.wav").read_bytes()[:4]
+
     async def test_an_error(self, run: Run) -> None:
         """An answer that fails is told on standard error; exit status 1."""
         engine = ScriptedEngine(models=(), faults=[Fault(0, GenerationFailed("it [/b] broke"))])

@@ -253,7 +253,14 @@ def test_wrong_engines(value: object, told: str) -> None:
 def test_secrets_are_masked() -> None:
     """Keys, and the passwords that URLs may carry, are neither shown nor in the settings' repr."""
     settings = Settings.load(
-        {"API_KEYS": "hush-1,hush-2", "VLLM_API_KEY": "hush-3", "OLLAMA_BASE_URL": "http://me:hush-4@host:1/"}
+        {
+            "API_KEYS": "hush-1,hush-2",
+            "VLLM_API_KEY": "hush-3",
+            "OLLAMA_BASE_URL": "http://me:hush-4@host:1/",
+            "TTS_ENDPOINTS": "espeak,openai=http://me:hush-4@host/v1",
+            "TTS_WEBHOOK_SECRET": "hush-5",
+            "TTS_API_KEY": "hush-6",
+        }
     )
 
     assert "hush" not in str(shown(settings))

@@ -5,7 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from llm_service import errors, events
-from llm_service.session_config import SessionConfig, config_as_sent, merge_config
+from llm_service.session_config import SessionConfig, SpeechConfig, config_as_sent, merge_config
 
 STATS: dict[str, Any] = {
     "tokens_generated": 12,
@@ -171,6 +171,17 @@ def test_merge_config_lays_new_over_old() -> None:
 
     assert SessionConfig(top_k=5, temperature=1.0) == merged
     assert {"top_k": 5, "temperature": 1.0, "seed": None} == config_as_sent(merged)
+
+
+def test_merge_config_merges_speech_too() -> None:
+    """Of speech as well the given keys replace, and the others stay."""
+    old = SessionConfig(speech=SpeechConfig(enabled=True, voice="a", speed=2.0))
+
+    merged = merge_config(old, SessionConfig(speech=SpeechConfig(voice="b", speed=None)))
+
+    assert SpeechConfig(enabled=True, voice="b") == merged.speech
+    assert merge_config(old, SessionConfig(speech=None)).speech is None
+    assert old.speech == merge_config(SessionConfig(), old).speech == merge_config(old, SessionConfig()).speech
 
 
 def test_merge_config_leaves_both_as_they_were() -> None:

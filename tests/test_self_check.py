@@ -11,7 +11,10 @@ from llm_service.engines import OpenedEngine
 from llm_service.engines.scripted import Fault, ScriptedEngine
 from llm_service.errors import EngineUnavailable, GenerationFailed
 from llm_service.self_check import self_check
+from tests.engines.fake_server import fake_server
 from tests.live import opened
+from tests.processes import free_port
+from tests.speech import doubles
 
 
 async def checked(
@@ -68,6 +71,36 @@ async def test_no_words(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that ends without a word is not fine."""
     fine, lines = await checked(ScriptedEngine(lambda _: [], models=()), monkeypatch)
     assert (False, "✗ generation: the model said nothing; try another one") == (fine, lines[-1])
+
+
+async def test_speech_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each TTS is probed and one has a sentence spoken; its length and what it took are said."""
+    async with fake_server() as tts:
+        tts.answer = doubles.openai
+        endpoints = f"opea=http://127.0.0.1:{free_port()},openai={tts.url}/v1"
+        fine, lines = await checked(
+            ScriptedEngine(lambda _: ["Hello"], models=()), monkeypatch, TTS_ENDPOINTS=endpoints
+        )
+
+    assert fine
+    assert ["✗ TTS 1-opea", "✓ TTS 2-openai", "✓ speech"] == [line.partition(":")[0] for line in lines[5:]]
+    assert "openai made 0.1 s of audio in" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "reason"),
+    [
+        ("gpt_sovits_v2=http://localhost:9880", "TTS_REFERENCE_AUDIO"),
+        (f"opea=http://127.0.0.1:{free_port()}", "connect"),
+    ],
+)
+async def test_speech_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, endpoints: str, reason: str) -> None:
+    """A TTS that lacks a setting, or is not there, is not fine."""
+    fine, lines = await checked(ScriptedEngine(lambda _: ["Hello"], models=()), monkeypatch, TTS_ENDPOINTS=endpoints)
+
+    assert not fine
+    assert lines[-1].startswith("✗ speech: ")
+    assert reason in lines[-1]
 
 
 @pytest.mark.embedded

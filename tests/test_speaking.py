@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
 
 from llm_service.audio_frames import read_frame
+from llm_service.chunk_hook import OnChunk
 from llm_service.engines.scripted import ScriptedEngine
 from llm_service.events import Audio
+from llm_service.speech.base import Utterance
 from tests.engines.fake_server import Exchange, FakeServer, fake_server
 from tests.live import Event, Live, live_service, receive, send, start
 from tests.speech import doubles
@@ -32,11 +35,11 @@ def engine(text: str = ANSWER, rate: float = 2000.0) -> ScriptedEngine:
 
 @asynccontextmanager
 async def speaking(
-    tts: FakeServer, scripted: ScriptedEngine | None = None, **environment: str
+    tts: FakeServer, scripted: ScriptedEngine | None = None, on_chunk: OnChunk | None = None, **environment: str
 ) -> AsyncGenerator[Live, None]:
     """Run the service with an OpenAI-shaped TTS."""
     variables = {"TTS_ENDPOINTS": f"openai={tts.url}/v1", "TTS_TIMEOUT": "5"} | environment
-    async with live_service(scripted or engine(), variables) as live:
+    async with live_service(scripted or engine(), variables, on_chunk=on_chunk) as live:
         yield live
 
 
@@ -58,6 +61,7 @@ class Heard:
         self.order: list[str] = []
         self.terminal: Event = {}
         self.errors: list[Event] = []
+        self.last_seq = 0
 
     def take(self, frame: str | bytes) -> None:
         if isinstance(frame, bytes):
@@ -66,6 +70,7 @@ class Heard:
             return
         event = json.loads(frame)
         self.order.append(event["type"])
+        self.last_seq = event["seq"]
         match event["type"]:
             case "token":
                 self.text += event["data"]
@@ -476,6 +481,95 @@ async def test_speech_is_measured(tts: FakeServer) -> None:
         spoken = value("fasttalk_speech_audio_seconds_total", {"kind": "openai"})
         assert pytest.approx(0.1 * len(heard.chunks)) == spoken
         assert 0 == value("fasttalk_speech_unspoken_characters_total")
+
+
+async def test_the_hook_gets_every_chunk(tts: FakeServer) -> None:
+    """`on_chunk` hears what is spoken in order, with the session and the end; what it raises hurts nobody."""
+    got: list[Utterance] = []
+
+    async def on_chunk(chunk: Utterance) -> None:
+        got.append(chunk)
+        raise RuntimeError
+
+    async with speaking(tts, on_chunk=on_chunk) as live, live.connect() as socket:
+        started = await begin(socket)
+        await send(socket, "user_message", text="Hello")
+        heard = await hear(socket)
+
+    assert [chunk["text"] for chunk in heard.chunks] == [chunk.text for chunk in got]
+    assert {(started["session_id"], 1)} == {(chunk.session_id, chunk.turn) for chunk in got}
+    assert [*[False] * (len(got) - 1), True] == [chunk.final for chunk in got]
+
+
+async def test_a_webhook_gets_every_chunk_and_the_end() -> None:
+    """A client that takes no audio has its chunks handed on, signed; a response's end is marked, once."""
+    async with fake_server() as hook:
+
+        async def take(exchange: Exchange) -> None:
+            await exchange.answer(b"")
+
+        hook.answer = take
+        environment = {"TTS_ENDPOINTS": f"webhook={hook.url}/chunks", "TTS_WEBHOOK_SECRET": "s3"}
+        async with live_service(engine(), environment) as live, live.connect() as socket:
+            await begin(socket, events=("chunk",))
+            await send(socket, "user_message", text="Hello")
+            heard = await hear(socket, silent=True)
+            async with asyncio.timeout(10):
+                while not (hook.exchanges and hook.exchanges[-1].json()["final"]):
+                    await asyncio.sleep(0.005)
+
+    said = [exchange.json() for exchange in hook.exchanges]
+    assert [chunk["text"] for chunk in heard.chunks] == [body["text"] for body in said if body["text"]]
+    assert 1 == sum(bool(body["final"]) for body in said)
+    assert all("x-fasttalk-signature" in exchange.headers for exchange in hook.exchanges)
+
+
+async def test_a_drain_lets_a_whole_answer_be_heard(tts: FakeServer) -> None:
+    """At a shutdown the connection is kept until what was said is heard, within the drain's time."""
+    tts.answer = Slow(pieces=10)
+    async with speaking(tts, DRAIN_TIMEOUT="10") as live, live.connect() as socket:
+        await begin(socket)
+        await send(socket, "user_message", text="Hello")
+        heard = Heard()
+        async with asyncio.timeout(20):
+            while not heard.terminal:
+                heard.take(await socket.recv())
+        whole = heard.whole
+        live.service.drain()
+        async with asyncio.timeout(20):
+            while not heard.whole:
+                heard.take(await socket.recv())
+            with pytest.raises(ConnectionClosed) as closed:
+                await socket.recv()
+
+    assert not whole
+    assert closed.value.rcvd is not None
+    assert 3001 == closed.value.rcvd.code
+
+
+async def test_who_comes_back_gets_the_text_and_no_sound(tts: FakeServer) -> None:
+    """After a lost connection text and chunks are made up for; the next response is heard again."""
+    tts.answer = Slow(pieces=10_000)
+    async with speaking(tts, engine(rate=40.0)) as live:
+        async with live.connect() as socket:
+            session_id = (await begin(socket))["session_id"]
+            await send(socket, "user_message", text="Hello")
+            heard = await until_sound(socket)
+            socket.transport.abort()
+        tts.answer = doubles.openai
+        async with live.connect() as socket:
+            last = heard.last_seq
+            await send(socket, "start_session", session_id=session_id, last_seq=last)
+            assert (await receive(socket))["resumed"]
+            while not heard.terminal:
+                heard.take(await socket.recv())
+            missed = len(heard.audio)
+            await send(socket, "user_message", text="Again")
+            again = await hear(socket)
+
+    assert ANSWER == heard.text
+    assert all(not audio.last for audio in heard.audio[:missed])
+    assert all(doubles.samples() == again.sound(chunk["id"]) for chunk in again.chunks)
 
 
 @pytest.mark.espeak

@@ -57,9 +57,7 @@ class EspeakSynthesizer:
             except TimeoutError:
                 raise SpeechTimeout(f"{self.address} said nothing for {self._silence:g} seconds") from None
             if status:
-                raise SpeechRejected(
-                    f"{self.address} refused: it may not have the voice {voice!r}; see espeak-ng --voices"
-                )
+                raise SpeechRejected(f"{self.address} refused: it may not have the voice; see espeak-ng --voices")
 
     async def ping(self) -> None:
         """Return if the program is there.

@@ -71,7 +71,7 @@ class Forwarder:
         self._waiting: deque[tuple[Utterance, bool]] = deque()
         self._held: deque[Audio] = deque()  # made, and not taken by the client yet
         self._room = asyncio.Event()
-        self._current: Utterance | None = None
+        self._unheard = 0  # characters that wait, and those that are being spoken
         self._worker: asyncio.Task[None] | None = None
         # How often all was dropped: what was begun before the last time gives nothing more.
         self._hushes = 0
@@ -89,10 +89,7 @@ class Forwarder:
     @property
     def expected(self) -> float:
         """About how many seconds of audio are still to be heard, with what is being made and what waits."""
-        waiting = sum(len(utterance.text) for utterance, audio in self._waiting if audio)
-        if self._current is not None:
-            waiting += len(self._current.text)
-        return self.ahead + waiting / CHARACTERS_PER_SECOND
+        return self.ahead + self._unheard / CHARACTERS_PER_SECOND
 
     @property
     def busy(self) -> bool:
@@ -105,6 +102,7 @@ class Forwarder:
             self._metrics.unspoken.inc(len(utterance.text))
             return
         self._waiting.append((utterance, audio))
+        self._unheard += len(utterance.text)
         if len(self._waiting) > self._max_waiting:
             self._give_up(
                 utterance.turn,
@@ -116,13 +114,10 @@ class Forwarder:
     def hush(self) -> None:
         """Drop what waits and abort what runs: nothing is given after this."""
         self._hushes += 1
-        dropped = sum(len(utterance.text) for utterance, _ in self._waiting)
-        if self._current is not None:
-            dropped += len(self._current.text)
-        self._metrics.unspoken.inc(dropped)
+        self._metrics.unspoken.inc(self._unheard)
         self._waiting.clear()
         self._held.clear()
-        self._current = None
+        self._unheard = 0
         self._heard_until = 0.0
         if self._worker is not None:
             self._worker.cancel()
@@ -142,11 +137,10 @@ class Forwarder:
             if not self._waiting:
                 break  # it was given up meanwhile
             utterance, audio = self._waiting.popleft()
-            self._current = utterance
             await self._speak(utterance, audio)
             if hushes != self._hushes:
                 return
-            self._current = None
+            self._unheard -= len(utterance.text)
             self._outlet.spoken()
         if hushes == self._hushes:
             self._worker = None
@@ -202,9 +196,10 @@ class Forwarder:
         if turn == self._failed_turn:
             return
         self._failed_turn = turn
-        kept = [(utterance, audio) for utterance, audio in self._waiting if utterance.turn != turn]
-        self._metrics.unspoken.inc(sum(len(each.text) for each, _ in self._waiting if each.turn == turn))
-        self._waiting = deque(kept)
+        dropped = sum(len(utterance.text) for utterance, _ in self._waiting if utterance.turn == turn)
+        self._metrics.unspoken.inc(dropped)
+        self._unheard -= dropped
+        self._waiting = deque(each for each in self._waiting if each[0].turn != turn)
         self._outlet.failed(error)
 
 

@@ -34,7 +34,7 @@ async def test_speed_and_voice_are_passed_on(espeak_program: str) -> None:
     fast, _ = await rendered(espeak, format="pcm", speed=2.0)
 
     assert 0.35 < len(fast) / len(slow) < 0.75
-    with pytest.raises(SpeechRejected, match="voice 'zzzz'"):
+    with pytest.raises(SpeechRejected, match="may not have the voice"):
         await rendered(espeak, voice="zzzz")
 
 
