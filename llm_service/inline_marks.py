@@ -8,10 +8,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import ClassVar
 
-from llm_service.speech_rules import Piece, SpeechRules
-
-LOOKAHEAD = 240  # characters that wait for a mark's end
-LONGEST_URL = 2000
+from llm_service.formulas import FormulaMarks
+from llm_service.scanner import LOOKAHEAD
+from llm_service.speech_rules import SpeechRules
+from llm_service.urls import LONGEST_URL, host_of, trimmed, url_at
 
 _SPECIAL = re.compile(
     r"[\n`*_~\[\]!<>&\\$|]|(?<!\w)(?:https?://|www\.)"
@@ -19,10 +19,6 @@ _SPECIAL = re.compile(
     r"|[\u2600-\u27bf\u2b00-\u2bff\u2300-\u23ff\u20e3\ufe0e\ufe0f\U0001f000-\U0001faff\U000e0020-\U000e007f]\u200d?"
 )
 _URL_BEGINS = re.compile(r"(?<!\w)(?:h|ht|htt|https?|https?:|https?:/|w|ww|www)$")
-_URL = re.compile(
-    r"(?:https?://|www\.)[^\s<>\[\]|\"“”「」『』（）《》。，、；！？\u0e00-\u0e7f\u4e00-\u9fff\u3040-\u30ff]+"
-)
-_HOST = re.compile(r"(?:https?://)?(?:[^/@]*@)?(?:www\.)?([^/:?#]+)")
 _FOOTNOTE = re.compile(r"\[\^[^\]\s]{1,40}\]:?|\[\d{1,3}(?:\s?[,–-]\s?\d{1,3}){0,8}\](?!\()")
 _FOOTNOTE_BEGINS = re.compile(r"\[(?:\^[^\]\s]{0,40}|[\d,\s–-]{0,40})\]?$")
 _REFERENCE = re.compile(r"\[[^\]\n]{0,100}\]")
@@ -36,56 +32,17 @@ _ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&apos;": "'
 _ENTITY_BEGINS = re.compile(r"&[a-z#0-9]{0,5}$")
 
 
-class InlineMarks:
+class InlineMarks(FormulaMarks):
     """The part of `SpeakableText` within a line: what is held, what is given, and the marks between words."""
 
     def __init__(self, rules: SpeechRules) -> None:
-        self._rules = rules
-        self._held = ""  # what came and is not yet given
-        self._last = False  # nothing more will come
-        self._out: list[Piece] = []
-        self._tail = ""  # the last words given
-        self._ended = True  # a line's end was said, and no word since
-        self._left_out = False  # the last thing given was not said
-        self._state: Callable[[], bool] = self._line_start
-        self._newlines = 0
-        self._structured = False  # the line before was a heading, an item of a list, a row
-        self._fence = ""
+        super().__init__(rules)
         self._closing = ""
         self._in_row = False
         self._in_autolink = False
         self._in_code = False
         self._brackets = 0
         self._parentheses = 0
-
-    def _line_start(self) -> bool:
-        """Between two lines, which is `SpeakableText`'s."""
-        raise NotImplementedError
-
-    def _drain(self) -> list[Piece]:
-        while self._held and self._state():
-            pass
-        out, self._out = self._out, []
-        return out
-
-    def _give(self, spoken: str, raw: int, *, ends: bool = False) -> bool:
-        """Say `spoken` for the next `raw` characters."""
-        if spoken:
-            self._tail = (self._tail + spoken[-8:])[-8:]
-            self._left_out = False
-            self._ended = ends or (self._ended and spoken.isspace())
-        else:
-            self._left_out = True
-        self._out.append(Piece(spoken, raw, ends))
-        self._held = self._held[raw:]
-        return True
-
-    def _as_is(self, raw: int) -> bool:
-        return self._give(self._held[:raw], raw)
-
-    def _waits_for(self, beginning: re.Pattern[str]) -> bool:
-        """Whether what is held may yet become what `beginning` is the beginning of."""
-        return not self._last and len(self._held) < LOOKAHEAD and beginning.match(self._held) is not None
 
     # ------------------------------------------------------------- words and marks
 
@@ -138,16 +95,13 @@ class InlineMarks:
         return self._give("", blank) if not after or after[0] in "|\n" else self._as_is(blank)
 
     def _url(self) -> bool:
-        found = _URL.match(self._held)
-        if found is None:
-            return False if not self._last and self._held.endswith(("//", "www.")) else self._as_is(1)
-        if not self._last and found.end() == len(self._held) < LONGEST_URL:
+        url = url_at(self._held)
+        if not self._last and (len(self._held) < LONGEST_URL and len(url) == len(self._held)):
             return False
-        url = found.group()[:LONGEST_URL].rstrip(".,;:!?)]'*_`")
-        if self._rules.urls == "read":
-            return self._as_is(len(url))
-        host = _HOST.match(url)
-        return self._give(host.group(1) if host is not None and self._rules.urls == "host" else "", len(url))
+        url = trimmed(url)
+        if self._rules.urls == "read" or not url:
+            return self._as_is(len(url) or 1)
+        return self._give(host_of(url) if self._rules.urls == "host" else "", len(url))
 
     def _code_mark(self) -> bool:
         run = len(self._held) - len(self._held.lstrip("`"))
@@ -260,16 +214,14 @@ class InlineMarks:
         if len(self._held) == 1 and not self._last:
             return False
         after = self._held[1:2]
-        if after and after in "()[]":  # around a formula
-            return self._give("", 2)
+        if after and after in "()[]":
+            return self._formula()
         if after and after in "\\`*_{}<>#+-.!|~$&\"'":
             self._give("", 1)
         return self._as_is(1)
 
-    def _dollar(self) -> bool:
-        if len(self._held) == 1 and not self._last:
-            return False
-        return self._give("", 2) if self._held.startswith("$$") else self._as_is(1)
+    def _money_or_formula(self) -> bool:
+        return self._dollar()
 
     def _bar(self) -> bool:
         """Between the cells of a table."""
@@ -292,6 +244,6 @@ class InlineMarks:
         ">": _close_angle,
         "&": _entity,
         "\\": _backslash,
-        "$": _dollar,
+        "$": _money_or_formula,
         "|": _bar,
     }

@@ -102,7 +102,7 @@ class Chunker:
         self._scanned = 0  # no end is left before here
         self._hard: deque[int] = deque()  # ends that a line or a paragraph makes
         self._ends: deque[int] = deque()  # of sentences, not yet given out
-        self._clauses: deque[int] = deque()  # ends of clauses after the last of them
+        self._clauses: deque[int] = deque()  # ends of clauses in the sentence that is not over
         self._next_id = 0
         self._begun = False  # something was given out to be said
         self._position = 0  # in the response
@@ -188,7 +188,7 @@ class Chunker:
         self._scanned = found.end() + (found.start() == found.end())
         if boundary is Boundary.SENTENCE:
             self._end_sentence(found.end())
-        elif boundary is Boundary.CLAUSE and found.end() > self._given:
+        elif boundary is Boundary.CLAUSE:
             first = (
                 not self._begun
                 and not self._ends
@@ -241,7 +241,7 @@ class Chunker:
             out.append(self._give(end))
         short = audio_ahead is not None and audio_ahead < self._pacing.short_audio
         if self._clauses and short and not out and self._begun:
-            clause = self._clauses[-1]
+            clause = self._clauses[-1]  # it may have been given out already: then it has no words
             if count_words(self._text[self._given : clause]) >= self._pacing.clause_words:
                 out.append(self._give(clause))
         return out
@@ -254,8 +254,6 @@ class Chunker:
     def _give(self, end: int) -> Chunk:
         while self._ends and self._ends[0] <= end:
             self._ends.popleft()
-        while self._clauses and self._clauses[0] <= end:
-            self._clauses.popleft()
         said = self._text[self._given : end]
         text = said.strip()
         pieces = self._take_pieces(len(said))

@@ -6,7 +6,8 @@ Every piece of the outcome says how much of the response it stands for, so a pos
 
 import re
 
-from llm_service.inline_marks import LOOKAHEAD, InlineMarks
+from llm_service.inline_marks import InlineMarks
+from llm_service.scanner import LOOKAHEAD
 from llm_service.speech_rules import Piece
 
 _STRIDE = 512  # what is looked at in one go, so that a long delta costs in step with its length

@@ -18,6 +18,8 @@ class SpeechRules:
     tables: Literal["omit", "read"] = "read"
     urls: Literal["omit", "host", "read"] = "host"
     emoji: Literal["omit", "read"] = "omit"
+    formulas: Literal["simple", "omit", "read"] = "simple"
+    """Of LaTeX's formulas `simple` says those without commands, powers and braces, and leaves out the others."""
     footnotes: Literal["omit", "read"] = "omit"
     reasoning: Literal["omit", "read"] = "omit"
     markdown: bool = True
