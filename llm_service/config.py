@@ -22,6 +22,7 @@ from pydantic_settings import (
 from llm_service.audio_format import AudioFormat
 from llm_service.engine_spec import HTTP_URL, EngineSpec, place
 from llm_service.errors import ConfigurationError
+from llm_service.speech_rules import SpeechRules
 
 Provider = Literal["auto", "ollama", "openai", "vllm", "llama_cpp", "scripted"]
 ComputeDevice = Literal["auto", "cuda", "cpu", "mps"]
@@ -151,6 +152,10 @@ class Settings(BaseSettings):
     tts_speed: float = Field(1.0, ge=0.25, le=4, allow_inf_nan=False, description="speed of sessions that choose none")
     tts_format: AudioFormat = Field("wav", description="format of sessions that choose none")
     speech_enabled: bool = Field(False, description="speak in sessions that do not choose")
+    speech_rules: str = Field(
+        "",
+        description="what is said of text that is not for the ear, if not the default, as in urls=omit; tables=omit",
+    )
     tts_reference_audio: str = Field("", description="GPT-SoVITS: the recording to imitate, a path on its machine")
     tts_reference_text: str = Field("", description="GPT-SoVITS: what is said in that recording")
     tts_reference_language: str = Field("", description="GPT-SoVITS: the language it is said in")
@@ -287,6 +292,12 @@ class Settings(BaseSettings):
                     "each TTS must be espeak, or KIND=URL as in openai=http://localhost:8880/v1; kinds are openai, "
                     "opea, gpt_sovits, gpt_sovits_v2, fasttalk (ws://) and webhook"
                 )
+        return value
+
+    @field_validator("speech_rules")
+    @classmethod
+    def _check_rules(cls, value: str) -> str:
+        SpeechRules.parse(value)
         return value
 
     @field_validator("engines", mode="before")

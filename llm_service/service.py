@@ -37,6 +37,7 @@ from llm_service.session_manager import SessionManager
 from llm_service.speaking import SpeechDesk
 from llm_service.speech import open_speech
 from llm_service.speech_choices import SpeechDefaults
+from llm_service.speech_rules import SpeechRules
 from llm_service.stores import open_store
 
 # How often connections are looked after and the event loop's delay is measured, in seconds.
@@ -266,6 +267,7 @@ class Service:
                 endpoints=self.speech,
                 metrics=self.metrics.speech,
                 hook=self._hook,
+                rules=SpeechRules.parse(settings.speech_rules),
                 max_ahead=settings.tts_max_ahead,
                 max_waiting=settings.tts_max_waiting,
             ),

@@ -17,6 +17,7 @@ from llm_service.speech.endpoints import Endpoints
 from llm_service.speech.forwarder import Forwarder, Spawn
 from llm_service.speech_choices import SpeechChoices
 from llm_service.speech_metrics import SpeechMetrics
+from llm_service.speech_rules import SpeechRules
 
 _PACING = Pacing()
 # Seconds behind a mark at which the chunker is asked, so that it is passed.
@@ -30,6 +31,7 @@ class SpeechDesk:
     endpoints: Endpoints
     metrics: SpeechMetrics
     hook: ChunkHook | None
+    rules: SpeechRules
     max_ahead: float
     max_waiting: int
 
@@ -88,7 +90,7 @@ class Speaking:
             self._number, self._started = number, monotonic()
             self._cut = self._heard = False
         self._how = how
-        chunker = self._chunker = Chunker(language=how.language, pacing=_PACING)
+        chunker = self._chunker = Chunker(self._desk.rules, language=how.language, pacing=_PACING)
         write = self._outbox.say
 
         def say(text: str) -> None:

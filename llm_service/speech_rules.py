@@ -1,7 +1,7 @@
 """What becomes of text that is not for the ear, and what that looks like: the words of the other two."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self, get_args, get_type_hints
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,24 @@ class SpeechRules:
     reasoning: Literal["omit", "read"] = "omit"
     markdown: bool = True
     """False reads the text as plain text: only URLs, emoji and reasoning keep their rules."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `rule=value` pairs with semicolons between, as in `urls=omit; code_block_words=See the screen.`.
+
+        Raises ValueError, with what would do, for what is no rule and no value of it.
+        """
+        kinds = get_type_hints(cls)
+        chosen: dict[str, Any] = {}
+        for part in filter(None, map(str.strip, text.split(";"))):
+            name, equals, value = (word.strip() for word in part.partition("="))
+            if name not in kinds or not equals:
+                raise ValueError(f"each rule is NAME=VALUE, with semicolons between; the names are {', '.join(kinds)}")
+            choices = ("true", "false") if kinds[name] is bool else get_args(kinds[name])
+            if choices and value not in choices:
+                raise ValueError(f"{name} is one of {', '.join(choices)}")
+            chosen[name] = value == "true" if kinds[name] is bool else value
+        return cls(**chosen)
 
 
 class Piece(NamedTuple):

@@ -29,6 +29,7 @@ PURE = frozenset(
         "test_session_machine",
         "test_session_manager",
         "test_speakable",
+        "test_speech_rules",
         "test_speech_choices",
         "test_sse",
     }

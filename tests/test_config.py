@@ -250,6 +250,11 @@ def test_wrong_engines(value: object, told: str) -> None:
     assert "hush" not in error
 
 
+def test_wrong_speech_rules() -> None:
+    """The error says which names and values there are."""
+    assert "urls is one of omit, host, read" in _refused(SPEECH_RULES="urls=hosts")
+
+
 def test_secrets_are_masked() -> None:
     """Keys, and the passwords that URLs may carry, are neither shown nor in the settings' repr."""
     settings = Settings.load(

@@ -173,6 +173,17 @@ async def test_chunks_alone_need_no_tts() -> None:
     assert [] == heard.audio
 
 
+async def test_rules_can_be_set() -> None:
+    """SPEECH_RULES says what becomes of text that is not for the ear; the rest keeps its defaults."""
+    async with live_service(engine(), {"SPEECH_RULES": "markdown=false"}) as live, live.connect() as socket:
+        await begin(socket, events=("chunk",))
+        await send(socket, "user_message", text="Hello")
+        heard = await hear(socket, silent=True)
+
+    assert "**" in ANSWER
+    assert "**" in "".join(chunk["text"] for chunk in heard.chunks)
+
+
 async def test_sound_without_a_tts_is_refused_at_the_start() -> None:
     """The client is told what to do, and the session does not begin without it."""
     async with live_service(engine()) as live, live.connect() as socket:
