@@ -4,7 +4,8 @@
                                                ▲                             │
                                                └──trial fails: rests twice as long
 
-What a client did says nothing about the engine: cancels, and refusals of one request, count neither way.
+What a client did says nothing about the engine: cancels, and refusals of one request, count neither way. Nor does work
+in the background, which is let in only while the breaker is closed: users are to pay for nothing they did not ask for.
 """
 
 import asyncio
@@ -83,9 +84,16 @@ class Breaker:
             self._turn += 1
             self._trial = self._turn
             return self._trial
-        left = self._open_until - now
-        # A trial runs: it is over, or the engine rests again, before long.
-        raise _resting(left if left > 0 else 1.0)
+        raise self._resting(now)
+
+    def admit_background(self, now: float) -> None:
+        """Return if work that no user waits for may be done; nothing is to be said of its end.
+
+        Raises:
+            CircuitOpen: it may not: the engine is unwell, or one call finds out whether it still is.
+        """
+        if self.state != "closed":
+            raise self._resting(now)
 
     def refuses(self, now: float) -> bool:
         """Whether `admit` would let nobody in."""
@@ -129,6 +137,15 @@ class Breaker:
         self._outcomes.clear()
         self._become("open")
 
+    def _resting(self, now: float) -> CircuitOpen:
+        left = self._open_until - now
+        # The next call tries the engine, or one does: that is over, or the engine rests again, before long.
+        seconds = left if left > 0 else 1.0
+        return CircuitOpen(
+            f"the engine failed too often and is left alone; send the message again in {seconds:.0f} seconds",
+            retry_after=round(seconds, 3),
+        )
+
     def _become(self, state: BreakerState) -> None:
         self.state = state
         self._changed(state)
@@ -160,6 +177,9 @@ class BreakerEngine(EngineWrapper):
             CircuitOpen: the engine failed too often, and is not asked.
         """
         breaker = self._breaker
+        if request.background:
+            breaker.admit_background(self._clock())
+            return await self._engine.generate(request, sink)
         call = breaker.admit(self._clock())
         try:
             if breaker.tries(call):
@@ -190,10 +210,3 @@ class BreakerEngine(EngineWrapper):
             raise EngineTimeout(
                 f"the engine was tried again and said nothing for {self._trial_timeout:g} seconds"
             ) from None
-
-
-def _resting(seconds: float) -> CircuitOpen:
-    return CircuitOpen(
-        f"the engine failed too often and is left alone; send the message again in {seconds:.0f} seconds",
-        retry_after=round(seconds, 3),
-    )

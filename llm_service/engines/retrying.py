@@ -1,6 +1,7 @@
 """Retries around an engine: until its answer has begun, and never after.
 
-What was sent cannot be taken back: an answer that is begun anew would be said twice.
+What was sent cannot be taken back: an answer that is begun anew would be said twice. What no user waits for is not
+asked again either.
 """
 
 from collections.abc import Callable
@@ -40,7 +41,7 @@ class RetryingEngine(EngineWrapper):
         try:
             return await self._engine.generate(request, sink)
         except RETRYABLE as error:
-            if sink.times:
+            if sink.times or request.background:
                 raise
             failed: EngineError | None = error
 

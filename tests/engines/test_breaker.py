@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
+import msgspec
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -200,9 +201,10 @@ class Engines:
         self.breaker = Breaker()
         self.engine = BreakerEngine(self.inner, self.breaker, trial_timeout=trial_timeout, clock=self.clock)
 
-    async def ask(self, take: Callable[[Delta], None] = ignore) -> None:
+    async def ask(self, take: Callable[[Delta], None] = ignore, *, background: bool = False) -> None:
         """Ask for an answer."""
-        await self.engine.generate(a_request(model="scripted"), timed(take))
+        request = msgspec.structs.replace(a_request(model="scripted"), background=background)
+        await self.engine.generate(request, timed(take))
 
     async def open(self) -> None:
         """Fail until the breaker opens, then wait until a trial is due."""
@@ -276,6 +278,46 @@ async def test_cancels_count_neither_way() -> None:
             with pytest.raises(asyncio.CancelledError):
                 await task
         assert ("half_open" if trial else "closed") == engines.breaker.state
+
+
+async def test_background_work_counts_neither_way() -> None:
+    """However often it fails, turns are answered; and its successes do not make up for a turn's failures."""
+    engines = Engines()
+    for _ in range(2 * WINDOW):
+        engines.inner.fail(GenerationFailed("CUDA out of memory"))
+        with pytest.raises(GenerationFailed):
+            await engines.ask(background=True)
+        await engines.ask(background=True)
+    assert {"state": "closed", "recent_calls": 0, "recent_failures": 0, "retry_after": None} == (
+        engines.breaker.statistics(engines.clock.now)
+    )
+    await engines.ask()
+
+
+async def test_background_work_is_never_the_trial() -> None:
+    """It is refused from the opening of the breaker to its closing; the first turn after the rest is the trial."""
+    engines = Engines()
+    await engines.open()
+    asked = len(engines.inner.requests)
+    for before in (1.0, 0.0):
+        engines.clock.now -= before
+        with pytest.raises(CircuitOpen) as refused:
+            await engines.ask(background=True)
+        assert 1.0 == refused.value.retry_after
+        engines.clock.now += before
+    assert asked == len(engines.inner.requests)
+    engines.inner.faults.append(Fault(0))
+    trial = asyncio.create_task(engines.ask())
+    while not engines.inner.running:
+        await asyncio.sleep(0)
+    with pytest.raises(CircuitOpen):
+        await engines.ask(background=True)
+    trial.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await trial
+    await engines.ask()
+    assert "closed" == engines.breaker.state
+    await engines.ask(background=True)
 
 
 async def test_a_trial_that_says_nothing_has_failed() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterable
 
+import msgspec
 import pytest
 
 from llm_service.engines.base import timed
@@ -32,9 +33,10 @@ class Asked:
         self.pieces: list[str] = []
         self.engine = RetryingEngine(self.inner, retries=retries, budget=budget, retried=self.failures.append)
 
-    async def ask(self) -> str:
+    async def ask(self, *, background: bool = False) -> str:
         """Return the text that was handed out."""
-        await self.engine.generate(a_request(model="scripted"), timed(lambda delta: self.pieces.append(delta.text)))
+        request = msgspec.structs.replace(a_request(model="scripted"), background=background)
+        await self.engine.generate(request, timed(lambda delta: self.pieces.append(delta.text)))
         return "".join(self.pieces)
 
 
@@ -44,6 +46,14 @@ async def test_it_is_asked_again_before_the_first_token(error: EngineError) -> N
     asked = Asked([Fault(0, error), Fault(0, error)])
     assert "a b c " == await asked.ask()
     assert (3, [error, error]) == (len(asked.inner.requests), asked.failures)
+
+
+async def test_what_no_user_waits_for_is_asked_once() -> None:
+    """A summary that fails is not tried again."""
+    asked = Asked([Fault(0, GenerationFailed("broke"))])
+    with pytest.raises(GenerationFailed):
+        await asked.ask(background=True)
+    assert (1, []) == (len(asked.inner.requests), asked.failures)
 
 
 async def test_the_last_failure_comes_out() -> None:
