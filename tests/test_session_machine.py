@@ -13,6 +13,7 @@ from llm_service.effects import Effect, Generate, Send, Stop
 from llm_service.errors import ContextOverflow, EngineTimeout, InvalidJSON
 from llm_service.generation import Delta, Finish, SamplingParams, Usage
 from llm_service.replay import ReplayRecord
+from llm_service.sentences import Chunk
 from llm_service.session import Session, SessionState
 from llm_service.session_config import SessionConfig
 from llm_service.session_defaults import SessionDefaults
@@ -62,6 +63,7 @@ class Answer:
     retried: bool = False
     stopped: bool = False
     terminal: int = 0
+    cut: int = 0  # characters that chunks were made of
 
     @property
     def kept(self) -> tuple[str, str, bool]:
@@ -81,6 +83,14 @@ class Client:
     history: list[tuple[str, str, bool]] = field(default_factory=list)
     # The newest answer that is in the history, while no other was asked for.
     ended: Answer | None = None
+    # Where each chunk begins in its answer, and how long it is, by the chunks' ids; None: nobody knows that any more.
+    chunks: dict[int, tuple[Answer, int, int] | None] = field(default_factory=dict)
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether the newest answer is whole and was not heard to its end."""
+        ended = self.ended
+        return ended is not None and ended.heard is not None and ended.heard < len(ended.said)
 
 
 class SessionMachine(RuleBasedStateMachine):
@@ -117,6 +127,8 @@ class SessionMachine(RuleBasedStateMachine):
         self.client.open[id_] = text
         busy, mode = self.client.running is not None, self.session.config.on_busy or "reject"
         begins = self._begins()
+        if not begins and not busy and mode == "interrupt" and self.client.chunks and self.client.cut_short:
+            self._stop_hearing()
         if busy and mode == "queue" and len(self.client.waiting) < DEFAULTS.max_queued_messages:
             self.client.waiting.append(id_)
         sent = self._carry_out(self.session.receive(events.UserMessage(text=text, id=id_), self._tick()))
@@ -132,29 +144,79 @@ class SessionMachine(RuleBasedStateMachine):
 
     @rule()
     def cancel(self) -> None:
-        busy, ended = self.client.running is not None, self.client.ended
+        busy, cut_short = self.client.running is not None, self.client.cut_short
         (event,) = self._carry_out(self.session.receive(events.Cancel(), self._tick()))
         assert isinstance(event, events.Cancelled)
         assert busy == event.success
-        if not busy and ended is not None and ended.heard is not None and ended.heard < len(ended.said):
-            ended.stopped = True
-            self.client.history[-1] = ended.kept
+        if not busy and cut_short:
+            self._stop_hearing()
+
+    def _stop_hearing(self) -> None:
+        assert self.client.ended is not None
+        self.client.ended.stopped = True
+        self.client.history[-1] = self.client.ended.kept
 
     @rule(chars=st.integers(0, 8))
     def played(self, chars: int) -> None:
         assert [] == self._carry_out(self.session.receive(events.Played(chars=chars), self._tick()))
+        self._hears(chars, None)
+
+    def _hears(self, chars: int, of: Answer | None) -> None:
+        """Take note of an ack; `of` is the answer of its chunk, which may be an old one."""
         client = self.client
-        if client.running is not None:
-            client.answers[client.running].heard = chars
-        elif client.ended is not None:
-            client.ended.heard = chars
-            if client.ended.stopped:
-                client.history[-1] = client.ended.kept
+        newest = client.ended if client.running is None else client.answers[client.running]
+        if newest is None or of not in (None, newest):
+            return
+        newest.heard = chars
+        if newest.stopped and client.running is None:
+            client.history[-1] = newest.kept
+
+    @rule(age=AGES)
+    def cut(self, age: int) -> None:
+        number = len(self.client.answers) - age
+        answer = self.client.answers.get(number)
+        start, text = (answer.cut, answer.said[answer.cut :]) if answer is not None else (0, "")
+        chunk = Chunk(0, text, start, start + len(text), pieces=((len(text), len(text)),))
+        told = self.session.cut(number, chunk)
+        assert (number == self.client.running) == (told is not None)
+        if told is not None and answer is not None:
+            assert told.id not in self.client.chunks
+            self.client.chunks[told.id] = (answer, start, len(text))
+            answer.cut += len(text)
+
+    @rule(back=st.integers(0, 3), chars=st.integers(0, 8))
+    def played_chunk(self, back: int, chars: int) -> None:
+        id_ = len(self.client.chunks) - back
+        sent = self._carry_out(self.session.receive(events.Played(chunk=max(0, id_), chars=chars), self._tick()))
+        if id_ < 1:
+            assert ["unknown_chunk"] == [event.error.code for event in sent if isinstance(event, events.Error)]
+            return
+        assert [] == sent
+        known = self.client.chunks[id_]
+        if known is not None:
+            answer, start, length = known
+            self._hears(start + min(chars, length), answer)
 
     @rule(chars=st.integers(0, 4))
     def barge_in(self, chars: int) -> None:
         self.played(chars)
         self.cancel()
+
+    @rule(chars=st.integers(0, 8))
+    def barge_in_on_a_chunk(self, chars: int) -> None:
+        self.delta(0, " word", False)
+        self.cut(0)
+        self.delta(0, " more", False)
+        self.played_chunk(0, chars)
+        self.cancel()
+
+    @rule(chars=st.integers(0, 8), text=TEXTS)
+    def speak_over_the_sound(self, chars: int, text: str) -> None:
+        self.delta(0, " word", False)
+        self.cut(0)
+        self.finish(0, None)
+        self.played_chunk(0, chars)
+        self.user_message(text)
 
     @rule(config=CONFIGS)
     def update_config(self, config: SessionConfig) -> None:
@@ -228,6 +290,7 @@ class SessionMachine(RuleBasedStateMachine):
                 assert getattr(restored.conversation, figure) == getattr(self.session.conversation, figure)
             assert restored.stats(self.now) == self.session.stats(self.now)
             self.session = restored
+            self.client.chunks = dict.fromkeys(self.client.chunks)
 
     def come_back(self, config: SessionConfig) -> None:
         """A client that comes back to a gap is told so, and what ran is over without a word more."""

@@ -17,6 +17,7 @@ from llm_service.audio_frames import read_frame
 from llm_service.chunk_hook import OnChunk
 from llm_service.engines.scripted import ScriptedEngine
 from llm_service.events import Audio
+from llm_service.speech.audio import wav_header
 from llm_service.speech.base import Utterance
 from tests.engines.fake_server import Exchange, FakeServer, fake_server
 from tests.live import Event, Live, live_service, receive, send, start
@@ -25,6 +26,8 @@ from tests.talk import history
 
 ANSWER = "Well, good morning to you. **This** is the second sentence. And here is the last one!"
 SPEECH = {"enabled": True, "format": "pcm"}
+# More than the sockets between service and client hold.
+LOUD = wav_header(48_000, 6_000_000) + bytes(6_000_000)
 
 
 def engine(text: str = ANSWER, rate: float = 2000.0) -> ScriptedEngine:
@@ -194,14 +197,40 @@ async def test_sound_without_a_tts_is_refused_at_the_start() -> None:
 
 
 async def test_a_session_that_does_not_ask_is_silent(tts: FakeServer) -> None:
-    """No chunk, no sound, and nobody asked the TTS."""
+    """No chunk, no sound, nobody asked the TTS, and its tokens go the way they go without any speech."""
     async with speaking(tts) as live, live.connect() as socket:
         await start(socket, events=["chunk", "audio"])
         await send(socket, "user_message", text="Hello")
         heard = await hear(socket, silent=True)
+        (connection,) = live.service.connections
+        assert connection.live._sayer(1) == connection.live.outbox.say
+        assert connection.live._speaking is None
 
     assert {"token", "response_complete"} == set(heard.order)
     assert [] == [exchange for exchange in tts.exchanges if exchange.method == "POST"]
+
+
+async def test_a_client_that_reads_slowly_loses_no_sound(tts: FakeServer) -> None:
+    """Sound never makes a client too slow: it is held until the client takes it."""
+
+    async def loud(exchange: Exchange) -> None:
+        if exchange.method == "GET":
+            await doubles.openai(exchange)
+        else:
+            await exchange.answer(LOUD)
+
+    tts.answer = loud
+    environment = {"MAX_PENDING_BYTES": "65536", "TTS_MAX_AHEAD": "86400"}
+    async with speaking(tts, **environment) as live, live.connect(max_queue=1) as socket:
+        await begin(socket, format="wav")
+        await send(socket, "user_message", text="Hello")
+        async with asyncio.timeout(20):
+            while not any(connection.live.outbox.paused for connection in live.service.connections):
+                await asyncio.sleep(0.005)
+        heard = await hear(socket)
+
+    assert ANSWER == heard.text
+    assert all(LOUD == heard.sound(chunk["id"]) for chunk in heard.chunks)
 
 
 class Faults:
