@@ -5,9 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
 
+import structlog
+
 from llm_service import events
 from llm_service.chunk_hook import ChunkHook
-from llm_service.errors import SpeechError
+from llm_service.errors import SpeechError, SpeechFailed
 from llm_service.events import Audio
 from llm_service.outbox import Outbox
 from llm_service.sentences import Chunk, Chunker, Pacing
@@ -20,6 +22,7 @@ from llm_service.speech_metrics import SpeechMetrics
 from llm_service.speech_rules import SpeechRules
 
 _PACING = Pacing()
+_log = structlog.get_logger(__name__)
 # Seconds behind a mark at which the chunker is asked, so that it is passed.
 _MARGIN = 0.01
 
@@ -96,9 +99,12 @@ class Speaking:
         def say(text: str) -> None:
             write(text)
             if self._chunker is chunker:
-                chunks = chunker.feed(text, self._expected())
-                if chunks:
-                    self._take(chunks)
+                try:
+                    chunks = chunker.feed(text, self._expected())
+                    if chunks:
+                        self._take(chunks)
+                except Exception:  # noqa: BLE001 - see `_crashed`
+                    self._crashed()
 
         return say
 
@@ -107,7 +113,10 @@ class Speaking:
         chunker, self._chunker = self._chunker, None
         self._cancel_due()
         if chunker is not None:
-            self._take(chunker.finish(), final=final)
+            try:
+                self._take(chunker.finish(), final=final)
+            except Exception:  # noqa: BLE001 - see `_crashed`
+                self._crashed()
 
     def hush(self) -> None:
         """Drop what waits, abort what runs, and cut no more of this response."""
@@ -146,14 +155,23 @@ class Speaking:
         if self._chunker is None:
             return
         ahead = self._expected()
-        chunks = self._chunker.due(ahead)
-        if chunks:
+        try:
+            chunks = self._chunker.due(ahead)
             self._take(chunks)
-        elif ahead is not None:
+        except Exception:  # noqa: BLE001 - see `_crashed`
+            self._crashed()
+            return
+        if ahead is not None:
             # The chunker may want to give what it holds when there is less, and no delta may come by then.
             later = next((ahead - mark for mark in (_PACING.enough_audio, _PACING.short_audio) if ahead > mark), None)
             if later is not None:
                 self._due = asyncio.get_running_loop().call_later(later + _MARGIN, self._give_due)
+
+    def _crashed(self) -> None:
+        """End the response's speech by a bug of ours: it must cost the sound, not the text."""
+        _log.exception("speech_crashed")
+        self.hush()
+        self._tell(SpeechFailed("the service failed to speak; the text goes on alone"))
 
     def _cancel_due(self) -> None:
         if self._due is not None:

@@ -17,6 +17,7 @@ from llm_service.audio_frames import read_frame
 from llm_service.chunk_hook import OnChunk
 from llm_service.engines.scripted import ScriptedEngine
 from llm_service.events import Audio
+from llm_service.sentences import Chunker
 from llm_service.speech.audio import wav_header
 from llm_service.speech.base import Utterance
 from tests.engines.fake_server import Exchange, FakeServer, fake_server
@@ -220,8 +221,10 @@ async def test_a_client_that_reads_slowly_loses_no_sound(tts: FakeServer) -> Non
             await exchange.answer(LOUD)
 
     tts.answer = loud
-    environment = {"MAX_PENDING_BYTES": "65536", "TTS_MAX_AHEAD": "86400"}
-    async with speaking(tts, **environment) as live, live.connect(max_queue=1) as socket:
+    async with (
+        speaking(tts, MAX_PENDING_BYTES="65536", TTS_MAX_AHEAD="86400") as live,
+        live.connect(max_queue=1) as socket,
+    ):
         await begin(socket, format="wav")
         await send(socket, "user_message", text="Hello")
         async with asyncio.timeout(20):
@@ -265,14 +268,16 @@ class Faults:
             case "garbage":
                 await exchange.answer(b"\0\1\2" * 500)
             case "error":
-                await exchange.answer(b'{"code": 400, "message": "no reference"}')
+                await exchange.answer(b'{"code": 400, "message": "cannot say: %s"}' % exchange.body[:99])
             case _:
-                await exchange.answer(b"Internal Server Error", 500)
+                await exchange.answer(b"cannot say: " + exchange.body, 500)
 
 
 @pytest.mark.parametrize("at", range(3))
 @pytest.mark.parametrize("fault", ["dies", "stalls", "half", "cut", "garbage", "error", "status"])
-async def test_a_tts_that_fails_costs_no_text(tts: FakeServer, fault: str, at: int) -> None:
+async def test_a_tts_that_fails_costs_no_text(
+    tts: FakeServer, fault: str, at: int, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Whatever a TTS does at whichever chunk: the text is whole, one error of speech is told, the session goes on."""
     faults = tts.answer = Faults(at, fault)
     async with speaking(tts, TTS_TIMEOUT="0.3") as live, live.connect() as socket:
@@ -291,6 +296,28 @@ async def test_a_tts_that_fails_costs_no_text(tts: FakeServer, fault: str, at: i
     assert [("speech", "low")] == [(error["category"], error["severity"]) for error in heard.errors]
     assert [] == again.errors
     assert len(heard.chunks) == len(again.chunks) >= 3
+    logged = capfd.readouterr().err
+    assert "speech_failed" in logged
+    assert "morning" not in logged
+
+
+@pytest.mark.parametrize("method", ["feed", "finish"])
+async def test_a_bug_in_the_cutting_costs_no_text(
+    tts: FakeServer, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """The text is whole even where our own chunker fails, and the client is told."""
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Chunker, method, broken)
+    async with speaking(tts) as live, live.connect() as socket:
+        await begin(socket)
+        await send(socket, "user_message", text="Hello")
+        heard = await hear(socket, silent=True)
+
+    assert (ANSWER, "response_complete") == (heard.text, heard.terminal["type"])
+    assert ["speech_failed"] == [error["code"] for error in heard.errors]
 
 
 async def test_the_next_tts_takes_over(tts: FakeServer) -> None:
