@@ -13,8 +13,8 @@ from llm_service.engines.members import MemberEngine
 from llm_service.engines.pool import PoolEngine, PoolMember
 from llm_service.engines.protection import ProtectedEngine, admission, protect
 from llm_service.engines.retrying import RetryingEngine
-from llm_service.errors import EngineError
-from llm_service.metrics import Metrics
+from llm_service.errors import EngineError, FastTalkError
+from llm_service.metrics import FailoverMoment, Metrics
 
 _log = structlog.get_logger(__name__)
 
@@ -27,7 +27,6 @@ class EngineSet:
         self._settings = settings
         self._metrics = metrics
         self.admission = admission(settings, metrics.queue_wait.observe)
-        metrics.know_engine(opened.engine.name)
         self.members = tuple(self._member(member) for member in opened.members)
         if self.members:
             self.protected = tuple(member.protected for member in self.members)
@@ -74,9 +73,9 @@ class EngineSet:
         _log.warning("engine_retried", engine=name, code=error.code)
         self._metrics.count_retry(name)
 
-    def _failed_over(self, member: PoolMember, error: EngineError) -> None:
-        _log.warning("failed_over", engine=member.name, code=error.code)
-        self._metrics.count_failover(member.name)
+    def _failed_over(self, member: PoolMember, error: FastTalkError, moment: FailoverMoment) -> None:
+        _log.warning("failed_over", engine=member.name, code=error.code, first_token=moment)
+        self._metrics.count_failover(member.name, moment)
 
 
 class PoolHealth:

@@ -110,8 +110,10 @@ class Sink(msgspec.Struct):
     Whoever must know whether an answer has begun, or when it last went on, looks at `times`. To stand in the way
     of each delta instead would cost a token a call more. `waits` hears the request's position in the line for the
     engine whenever it changes, 1 is next, and 0 when the engine is asked after all; never of one that need not wait.
+    `said` returns the whole answer so far; None if it is not text alone, so that nobody else could go on with it.
     """
 
     take: TakeDelta
     times: list[float]
     waits: Callable[[int], None] | None = None
+    said: Callable[[], str | None] | None = None

@@ -347,7 +347,8 @@ class LiveSession:
                 say = self._sayer(effect.response)
                 take = self.session.taker(effect.response, say, self.outbox.put, monotonic, meter.times)
                 waits = partial(self._waits, effect.response, meter)
-                finish = await workplace.engine.generate(effect.request, Sink(take, meter.times, waits))
+                said = partial(self.session.said, effect.response)
+                finish = await workplace.engine.generate(effect.request, Sink(take, meter.times, waits, said))
                 meter.finished(finish.usage)
                 if self._speaking is not None:
                     self._speaking.finish(final=not finish.tool_calls)

@@ -26,6 +26,7 @@ Outcome = Literal["finished", "cancelled", "failed"]
 TokenType = Literal["input", "output", "cached"]
 BreakerState = Literal["closed", "half_open", "open"]
 ResumeOutcome = Literal["whole", "gap", "unknown", "failed"]
+FailoverMoment = Literal["before", "after"]
 AsideKind = Literal["summary", "warm"]
 AsideOutcome = Literal["finished", "failed", "preempted"]
 
@@ -201,14 +202,15 @@ class Metrics:
         """Count that an engine failed before its first token, and is asked again."""
         self._retries.labels(engine).inc()
 
-    def count_failover(self, engine: str) -> None:
-        """Count that an engine of several failed before the first token, and another is asked."""
-        self._failovers.labels(engine).inc()
+    def count_failover(self, engine: str, moment: FailoverMoment) -> None:
+        """Count that an engine of several failed before or after its first token, and another is asked."""
+        self._failovers.labels(engine, moment).inc()
 
     def know_engine(self, engine: str) -> None:
         """Have this engine's series from its start on."""
         self._retries.labels(engine)
-        self._failovers.labels(engine)
+        for moment in get_args(FailoverMoment):
+            self._failovers.labels(engine, moment)
         for state in get_args(BreakerState):
             self._breaker_transitions.labels(engine, state)
         self.set_breaker(engine, "closed")
@@ -296,7 +298,9 @@ class Metrics:
         self.handovers = counter("handovers", "Sessions given up to another process, where their client had come back")
         self._retries = counter("retries", "Attempts that failed before the first token and were repeated", ("engine",))
         self._failovers = counter(
-            "failovers", "Requests that went on to another engine, by that which failed", ("engine",)
+            "failovers",
+            "Requests that went on to another engine, by that which failed, before or after its first token",
+            ("engine", "first_token"),
         )
         self._breaker_transitions = counter("breaker_transitions", "States that came to be", ("engine", "state"))
         self.sessions = counter("sessions", "Sessions started")

@@ -249,6 +249,13 @@ class Session:
         message, response.uncounted = response.uncounted, None
         return self._ask(response, message, now, tokens)
 
+    def said(self, number: int) -> str | None:
+        """Return the running response's answer so far, None if there was more to it than text."""
+        response = self._response
+        if response is None or response.number != number or response.steps:
+            return None
+        return response.text if len(response.pieces) == len(response.times) else None
+
     def waits(self, number: int, position: int) -> list[Effect]:
         """Take the place of the running response in the line for the engine; 1 is next."""
         response = self._response

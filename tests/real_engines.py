@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+import ollama
 import pytest
 import pytest_asyncio
 
@@ -17,10 +19,17 @@ from llm_service.devices import LlamaCppOptions
 from llm_service.engines.base import Engine
 from llm_service.engines.llama_cpp import LlamaCppEngine
 from llm_service.engines.model_files import bundled
-from tests.processes import found_program, free_port
+from tests.processes import ROOT, found_program, free_port
 
 EMBEDDED_WINDOW = 2048
 OLLAMA_MODEL = "smollm2"
+OPEN_TEMPLATE = """{{- range $i, $_ := .Messages }}
+{{- $last := eq (len (slice $.Messages $i)) 1 }}<|im_start|>{{ .Role }}
+{{ .Content }}{{ if not (and $last (eq .Role "assistant")) }}<|im_end|>
+{{ end }}
+{{- if and $last (ne .Role "assistant") }}<|im_start|>assistant
+{{ end }}
+{{- end }}"""
 
 _BUILT_OLLAMA = Path("~/.cache/fasttalk/ollama-0.24.0/ollama").expanduser()
 _START_SECONDS = 60.0
@@ -51,6 +60,43 @@ async def embedded_engine(embedded_model_path: Path) -> AsyncGenerator[LlamaCppE
     engine = await LlamaCppEngine.open(embedded_model_path, options=options, context_window=EMBEDDED_WINDOW, parallel=2)
     yield engine
     await engine.aclose()
+
+
+@dataclass
+class LlamaServer:
+    """A running llama-server of the bundled model, which it calls "small"."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def two_llama_servers(embedded_model_path: Path, tmp_path: Path) -> Iterator[tuple[LlamaServer, LlamaServer]]:
+    """Two of them, each a process of its own."""
+    servers = []
+    log = tmp_path / "llama-server.log"
+    with log.open("wb") as output:
+        for _ in range(2):
+            port = free_port()
+            command = [sys.executable, "-m", "tests.llama_server", str(port), str(embedded_model_path)]
+            process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+            servers.append(LlamaServer(process, port))
+    try:
+        for server in servers:
+            _wait_until_ready(f"{server.url}/models", server.process, log)
+        yield servers[0], servers[1]
+    finally:
+        for server in servers:
+            server.kill()
 
 
 @pytest.fixture(scope="session")
@@ -88,6 +134,16 @@ def ollama_server(tmp_path_factory: pytest.TempPathFactory, embedded_model_path:
             server.wait()
 
 
+@pytest_asyncio.fixture
+async def ollama_open(ollama_server: OllamaServer) -> AsyncGenerator[str, None]:
+    """The same model with a template that leaves a last message of the assistant open, as most of the library's do."""
+    api = ollama.AsyncClient(ollama_server.url, trust_env=False)
+    await api.create("open", from_=ollama_server.model, template=OPEN_TEMPLATE)
+    yield "open"
+    await api.delete("open")
+    await api.close()  # type: ignore[no-untyped-call]
+
+
 def borrowed(engine: object) -> Engine:
     """Lend an engine to a service that closes what it is given."""
 
@@ -111,4 +167,4 @@ def _wait_until_ready(url: str, server: subprocess.Popen[bytes], log: Path) -> N
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.05)
-    pytest.fail(f"Ollama did not start: {log.read_text(errors='replace')[-2000:]}")
+    pytest.fail(f"it did not start: {log.read_text(errors='replace')[-2000:]}")

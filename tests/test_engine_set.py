@@ -44,12 +44,54 @@ async def test_one_of_two_fails() -> None:
     assert 503 == ready.status_code
     assert "a: The scripted engine was told to be down.; b: The scripted" in health["problem"]
     for line in (
-        'fasttalk_failovers_total{engine="a"} 1.0',
+        'fasttalk_failovers_total{engine="a",first_token="before"} 1.0',
         'fasttalk_engine_healthy{engine="a"} 0.0',
         'fasttalk_engine_healthy{engine="b"} 1.0',
         'fasttalk_permits_taken{engine="b"} 0.0',
     ):
         assert line in metrics
+
+
+WORDS = [f"w{number} " for number in range(12)]
+
+
+async def test_one_that_breaks_at_every_word() -> None:
+    """Whichever word it is: the client gets the whole text once, by one terminal event, and the conversation has it."""
+    pool = Pool("a", "b", words=WORDS)
+    members = tuple(pool.members)
+    async with (
+        live_service(Members(pool.members), named({"a": {}, "b": {}}), model=MODEL, members=members) as live,
+        live.connect() as socket,
+    ):
+        for after in range(1, len(WORDS) + 1):
+            await start(socket)
+            pool.inner["a"].fail(GenerationFailed("it broke"), after=after)
+            for member in live.service.engines.members:
+                member.protected.breaker._outcomes.clear()
+            for expected in (1, 2):
+                answer = await ask(socket, "hello")
+                assert ("".join(WORDS), "response_complete") == (answer.text, answer.terminal["type"])
+                (session,) = live.service.manager.sessions
+                assert ["".join(WORDS)] * expected == [turn.answer for turn in session.conversation.turns]
+    assert len(WORDS) == len([request for request in pool.inner["b"].requests if request.messages[-1].role != "user"])
+
+
+async def test_one_that_nobody_goes_on_with() -> None:
+    """One error, after the words that were said, and the history as before."""
+    pool = Pool("a", "b", words=WORDS)
+    pool.inner["b"]._continues = False
+    members = tuple(pool.members)
+    async with (
+        live_service(Members(pool.members), named({"a": {}, "b": {}}), model=MODEL, members=members) as live,
+        live.connect() as socket,
+    ):
+        await start(socket)
+        pool.inner["a"].fail(GenerationFailed("it broke"), after=3)
+        answer = await ask(socket, "hello")
+        assert ("w0 w1 w2 ", "generation_failed") == (answer.text, answer.terminal["error"]["code"])
+        (session,) = live.service.manager.sessions
+        assert () == session.conversation.turns
+        assert "".join(WORDS) == (await ask(socket, "hello")).text
 
 
 async def test_all_fail() -> None:

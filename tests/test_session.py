@@ -806,6 +806,21 @@ def test_busy_queues() -> None:
     assert (3, 0) == (session.running, session.queued)
 
 
+def test_what_was_said_so_far() -> None:
+    """Text alone can be gone on with elsewhere: not reasoning, not an answer that asked for tools, not another's."""
+    session = _active(SessionConfig())
+    session.receive(events.UserMessage(text="hello"), 0.0)
+    take = session.taker(1, lambda _: None, lambda _: None, lambda: 1.0, [])
+    assert "" == session.said(1)
+    take(Delta("Hel"))
+    take(Delta("lo "))
+    assert ("Hello ", None) == (session.said(1), session.said(2))
+    take(Delta("hm", thinking=True))
+    assert session.said(1) is None
+    session.receive(events.Cancel(), 1.0)
+    assert session.said(1) is None
+
+
 def test_waiting_for_the_engine() -> None:
     """The place in line is told on request, of the running response alone."""
     session = _active(SessionConfig(events=["queued"]))

@@ -26,6 +26,14 @@ class Engine(Protocol):
         """
         ...
 
+    async def continues(self, request: GenerationRequest) -> bool:
+        """Whether `generate` would go on with this request's last message, an assistant's, right behind its end.
+
+        Found out by having the engine render the prompt, never assumed; False where it can't be found out. An engine
+        that continues says what comes next and nothing of that message.
+        """
+        ...
+
     async def load(self, model: str, context_window: int) -> None:
         """Bring the model into memory as requests with this window will want it.
 

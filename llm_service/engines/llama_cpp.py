@@ -118,6 +118,11 @@ class LlamaCppEngine:
         self._check(request.model)
         return await self._api.generate(request, sink)
 
+    async def continues(self, request: GenerationRequest) -> bool:
+        """Whether the model's template leaves the request's last message open."""
+        self._check(request.model)
+        return await self._api.continues(request)
+
     async def load(self, model: str, context_window: int) -> None:  # noqa: ARG002
         """Return: the model has been in memory, warmed up, since `open`.
 

@@ -37,9 +37,7 @@ class LoadingEngine(EngineWrapper):
         Raises:
             LoadTimeout: the model was not in memory in time.
         """
-        wanted = (request.model, request.context_window)
-        if self._loaded != wanted or monotonic() > self._used_at + self._kept:
-            await self.load(*wanted)
+        await self._load_unless_there(request)
         try:
             return await self._engine.generate(request, sink)
         except EngineError:
@@ -48,6 +46,16 @@ class LoadingEngine(EngineWrapper):
             raise
         finally:
             self._used_at = monotonic()
+
+    async def continues(self, request: GenerationRequest) -> bool:
+        """Whether it would go on with the request's last message; it renders no prompt without the model."""
+        await self._load_unless_there(request)
+        return await self._engine.continues(request)
+
+    async def _load_unless_there(self, request: GenerationRequest) -> None:
+        wanted = (request.model, request.context_window)
+        if self._loaded != wanted or monotonic() > self._used_at + self._kept:
+            await self.load(*wanted)
 
     async def load(self, model: str, context_window: int) -> None:
         """Bring the model into memory.

@@ -52,6 +52,10 @@ class MemberEngine(EngineWrapper):
             request = msgspec.structs.replace(request, model=own)
         return await self._engine.generate(request, sink)
 
+    async def continues(self, request: GenerationRequest) -> bool:
+        """Whether it would go on with the request's last message."""
+        return await self._engine.continues(msgspec.structs.replace(request, model=self.own(request.model)))
+
     async def load(self, model: str, context_window: int) -> None:
         """Bring the model into memory."""
         await self._engine.load(self.own(model), context_window)
@@ -119,6 +123,10 @@ class Members:
     async def generate(self, request: GenerationRequest, sink: Sink) -> Finish:
         """Hand the answer of the first that has the model to `sink`."""
         return await self._having(request.model).generate(request, sink)
+
+    async def continues(self, request: GenerationRequest) -> bool:
+        """Whether the first that has the model would go on with the request's last message."""
+        return await self._having(request.model).continues(request)
 
     async def load(self, model: str, context_window: int) -> None:
         """Bring the model into the memory of all that have it.

@@ -9,6 +9,7 @@ import httpx
 import msgspec
 import ollama
 
+from llm_service.engines.continuation import left_open
 from llm_service.engines.ndjson import LineBuffer
 from llm_service.engines.refusals import UNREADABLE, Refusal, cleaned, error_fields, refused
 from llm_service.engines.think_tags import ThinkTags
@@ -71,6 +72,14 @@ class _Line(msgspec.Struct, gc=False):
     error: str = ""
 
 
+class _Prompt(msgspec.Struct):
+    rendered_template: str
+
+
+class _Rendered(msgspec.Struct):
+    debug: _Prompt = msgspec.field(name="_debug_info")
+
+
 class PullProgress(msgspec.Struct, frozen=True):
     """How far a download is: `completed` of `total` bytes of one layer, None where Ollama tells neither."""
 
@@ -80,6 +89,7 @@ class PullProgress(msgspec.Struct, frozen=True):
 
 
 _decode_lines = msgspec.json.Decoder(_Line).decode_lines
+_decode_rendered = msgspec.json.Decoder(_Rendered).decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -129,9 +139,21 @@ class OllamaEngine:
             ContextOverflow: the prompt is longer than the context window; nothing was generated.
             EngineError: anything else.
         """
-        answer = _Answer(self._label, sink.take)
+        answer = _Answer(self._label, sink.take, begun=request.messages[-1].role == "assistant")
         await self._http.stream("/api/chat", _encode(self._chat(request)), answer.feed)
         return answer.end()
+
+    async def continues(self, request: GenerationRequest) -> bool:
+        """Whether the model's template leaves the request's last message open: Ollama renders it for us."""
+        # One that does not know the option would answer: with one token.
+        one = msgspec.structs.replace(request.sampling, max_tokens=1)
+        chat = self._chat(msgspec.structs.replace(request, sampling=one))
+        body = {**chat, "stream": False, "_debug_render_only": True}
+        try:
+            rendered = _decode_rendered(await self._http.post("/api/chat", _encode(body)))
+        except (FastTalkError, *UNREADABLE):
+            return False
+        return left_open(rendered.debug.rendered_template, request.messages[-1].content)
 
     async def load(self, model: str, context_window: int) -> None:
         """Load the model as `generate` will ask for it; returns when it is in memory."""
@@ -255,11 +277,12 @@ class _Answer:
         "_take",
     )
 
-    def __init__(self, label: str, take: TakeDelta) -> None:
+    def __init__(self, label: str, take: TakeDelta, *, begun: bool = False) -> None:
         self._label = label
         self._original = take
-        self._tags: ThinkTags | None = ThinkTags(take, self._settle)
-        self._take: TakeDelta = self._tags.take
+        # The rest of an answer begins with what it begins with, be it space.
+        self._tags: ThinkTags | None = None if begun else ThinkTags(take, self._settle)
+        self._take: TakeDelta = take if self._tags is None else self._tags.take
         self._lines = LineBuffer()
         self._calls: ToolCalls | None = None
         self._last: _Line | None = None

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from llm_service.engines.continuation import left_open
 from llm_service.engines.refusals import UNREADABLE, Refusal, error_fields, refused
 from llm_service.engines.sse import SSEDecoder
 from llm_service.engines.think_tags import ThinkTags
@@ -103,6 +104,13 @@ class _Tokenized(msgspec.Struct):
     tokens: list[int] | None = None
 
 
+class _Rendered(msgspec.Struct):
+    """An answer to llama-server's /apply-template, and to vLLM's /detokenize."""
+
+    prompt: str
+
+
+_decode_rendered = msgspec.json.Decoder(_Rendered).decode
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 _decode_models = msgspec.json.Decoder(_Models).decode
 _decode_tokenized = msgspec.json.Decoder(_Tokenized).decode
@@ -160,9 +168,34 @@ class OpenAIEngine:
             ContextOverflow: the prompt is longer than the engine's window; nothing was generated.
             EngineError: anything else.
         """
-        answer = _Answer(self._label, self._refused, sink.take)
+        answer = _Answer(self._label, self._refused, sink.take, begun=_begun(request))
         await self._http.stream("/chat/completions", _encode(self._chat(request)), answer.feed)
         return answer.end()
+
+    async def continues(self, request: GenerationRequest) -> bool:
+        """Whether the model's template leaves the request's last message open.
+
+        llama-server tells how it renders a prompt, vLLM the tokens that it makes of one; of others nothing is known.
+        """
+        chat = self._chat(request)
+        try:
+            try:
+                rendered = await self._rendered(chat)
+            except EngineRejected:
+                rendered = await self._detokenized(chat)
+        except (FastTalkError, *UNREADABLE):
+            return False
+        return left_open(rendered, request.messages[-1].content)
+
+    async def _rendered(self, chat: dict[str, Any]) -> str:
+        return _decode_rendered(await self._http.post("/apply-template", _encode(chat), below_base=False)).prompt
+
+    async def _detokenized(self, chat: dict[str, Any]) -> str:
+        kept = ("model", "messages", "add_generation_prompt", "continue_final_message", "chat_template_kwargs")
+        body = {key: chat[key] for key in kept if key in chat}
+        tokens = _decode_tokenized(await self._http.post("/tokenize", _encode(body), below_base=False)).tokens
+        body = {"model": chat["model"], "tokens": tokens}
+        return _decode_rendered(await self._http.post("/detokenize", _encode(body), below_base=False)).prompt
 
     async def load(self, model: str, context_window: int) -> None:
         """Do nothing: such a server has its model in memory before it answers at all."""
@@ -240,6 +273,9 @@ class OpenAIEngine:
             "max_tokens": sampling.max_tokens,
             **self._extra,
         }
+        if _begun(request):
+            # vLLM's names, which llama-server knows, too.
+            chat |= {"add_generation_prompt": False, "continue_final_message": True}
         if request.tools:
             chat["tools"] = functions(request.tools)
         if sampling.stop:
@@ -278,12 +314,15 @@ class _Answer:
         "_usage",
     )
 
-    def __init__(self, label: str, refused: Callable[[Refusal], FastTalkError], take: TakeDelta) -> None:
+    def __init__(
+        self, label: str, refused: Callable[[Refusal], FastTalkError], take: TakeDelta, *, begun: bool = False
+    ) -> None:
         self._label = label
         self._refused = refused
         self._original = take
-        self._tags: ThinkTags | None = ThinkTags(take, self._settle)
-        self._take: TakeDelta = self._tags.take
+        # The rest of an answer begins with what it begins with, be it space.
+        self._tags: ThinkTags | None = None if begun else ThinkTags(take, self._settle)
+        self._take: TakeDelta = take if self._tags is None else self._tags.take
         self._events = SSEDecoder()
         self._calls: ToolCalls | None = None
         self._reason = ""
@@ -357,6 +396,11 @@ def _usage(part: _Chunk) -> Usage | None:
     if timings is not None:
         return Usage(timings.cache_n + timings.prompt_n, timings.predicted_n, timings.cache_n, seconds)
     return None
+
+
+def _begun(request: GenerationRequest) -> bool:
+    """Whether the request is for the rest of an answer."""
+    return request.messages[-1].role == "assistant"
 
 
 def _count(document: bytes) -> int | None:

@@ -1,26 +1,43 @@
 """Several engines as one: each request goes to the one that is best for it, and to another if that one fails.
 
-What was said already can't be taken back: after the first token a failure is the client's to know.
+What was said already can't be taken back: after the first token another engine may go on with the answer, not begin it
+anew.
 """
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
 
 from llm_service.engine_health import EngineHealth
+from llm_service.engines.continuation import Continuation
 from llm_service.engines.limited import Admission
 from llm_service.engines.members import MemberEngine, Members
 from llm_service.engines.permits import Permits
 from llm_service.engines.protection import ProtectedEngine
 from llm_service.engines.wrapper import EngineWrapper
-from llm_service.errors import CircuitOpen, EngineError, EngineUnreachable, ModelNotFound, ResponseTimeout
+from llm_service.errors import (
+    CircuitOpen,
+    ContextOverflow,
+    EngineError,
+    EngineTimeout,
+    EngineUnreachable,
+    FastTalkError,
+    GenerationFailed,
+    ModelNotFound,
+    ResponseTimeout,
+    StreamStalled,
+)
 from llm_service.generation import Finish, GenerationRequest, Sink
+from llm_service.metrics import FailoverMoment
 
 # Sessions whose engine is remembered, the newest ones.
 MOST_SESSIONS = 10_000
 # A session stays with its engine unless that has more than so many times, and so many, more to do than another.
 TIMES_BUSIER, MORE = 2, 4
+# What ends an answer in its middle and says nothing against its rest.
+BROKE_OFF = (EngineUnreachable, EngineTimeout, GenerationFailed, StreamStalled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +78,8 @@ class PoolEngine(EngineWrapper):
     """Asks the engine with the fewest running answers among the healthy that have the model.
 
     A session stays with the engine that holds its prompt in a cache, as far as that is not much busier than others.
-    `failed_over` hears of each request that goes on to another engine, with the one that failed and its error.
+    `failed_over` hears of each request that goes on to another engine, with the one that failed, its error, and whether
+    that was before or after the first token.
     """
 
     def __init__(
@@ -69,7 +87,7 @@ class PoolEngine(EngineWrapper):
         members: Sequence[PoolMember],
         admission: Admission,
         *,
-        failed_over: Callable[[PoolMember, EngineError], None] = lambda *_: None,
+        failed_over: Callable[[PoolMember, FastTalkError, FailoverMoment], None] = lambda *_: None,
     ) -> None:
         super().__init__(Members([member.engine for member in members]))
         self._members = tuple(members)
@@ -78,36 +96,44 @@ class PoolEngine(EngineWrapper):
         self._at: OrderedDict[str, PoolMember] = OrderedDict()
 
     async def generate(self, request: GenerationRequest, sink: Sink) -> Finish:
-        """Hand an answer to `sink`.
+        """Hand an answer to `sink`; if its engine fails in the middle, the rest of it from one that can go on with it.
 
         Raises:
             EngineError: the first one's, when no other engine has the model or each of them failed, too.
             Overloaded: all that have the model are busy, and were for too long.
         """
-        tried: set[str] = set()
-        first: EngineError | None = None
+        errand = _Errand(request, sink)
+        usable = self._usable(request.model, errand.tried)
+        if not usable:
+            raise self._nobody(request.model)
         while True:
-            usable = self._usable(request.model, tried)
-            if not usable:
-                raise self._nobody(request.model)
-            member = await self._admitted(request, sink, usable, tried)
+            member = await self._admitted(errand, usable)
             try:
-                finish = await member.protected.engine.admitted(request, sink)
+                finish = await member.protected.engine.admitted(errand.request, errand.sink)
             except ResponseTimeout:
                 raise
-            except EngineError as error:
+            except (EngineError, ContextOverflow) as error:
                 self._note(member, error)
-                tried.add(member.name)
-                if first is None or isinstance(first, CircuitOpen):
-                    first = error
-                if sink.times:
-                    raise
-                if not self._usable(request.model, tried):
-                    raise first from None
-                self._failed_over(member, error)
+                told = errand.failed(member.name, error)
+                usable = await self._others(errand) if told is None else []
+                if not usable:
+                    raise (told or errand.error) from None
+                self._failed_over(member, error, "before" if errand.rest is None else "after")
             else:
                 self._stay(request.session_id, member)
-                return finish
+                return finish if errand.rest is None else errand.rest.whole(finish)
+
+    async def _others(self, errand: "_Errand") -> list[PoolMember]:
+        """Return who may be asked now; of an answer that has begun those that are seen to go on with it."""
+        request, tried = errand.request, errand.tried
+        usable = self._usable(request.model, tried)
+        if request.messages[-1].role != "assistant":
+            return usable
+        found = await asyncio.gather(*(_goes_on(member, request) for member in usable))
+        able = [member for member, goes_on in zip(usable, found, strict=True) if goes_on]
+        # Nobody else comes into question meanwhile: it was not looked at.
+        tried |= {member.name for member in self._members if member not in able}
+        return able
 
     def _usable(self, model: str, tried: set[str]) -> list[PoolMember]:
         """Return who may be asked for the model: those that are well, or all that have it if none of them is."""
@@ -115,10 +141,9 @@ class PoolEngine(EngineWrapper):
         having = [member for member in self._members if model in member.engine.offers and member.name not in tried]
         return [member for member in having if member.usable(now)] or having
 
-    async def _admitted(
-        self, request: GenerationRequest, sink: Sink, usable: list[PoolMember], tried: set[str]
-    ) -> PoolMember:
+    async def _admitted(self, errand: "_Errand", usable: list[PoolMember]) -> PoolMember:
         """Return one that may be asked, with a permit of it taken; `usable` are those at the moment."""
+        request, tried = errand.request, errand.tried
         free = [member for member in usable if member.free]
         if free:
             member = self._best(free, request.session_id)
@@ -128,7 +153,7 @@ class PoolEngine(EngineWrapper):
         def wanted(permits: Permits) -> bool:
             return any(member.permits is permits for member in self._usable(request.model, tried))
 
-        permits = await self._admission.wait(request, sink, [member.permits for member in usable], wanted)
+        permits = await self._admission.wait(request, errand.sink, [member.permits for member in usable], wanted)
         return next(member for member in self._members if member.permits is permits)
 
     def _best(self, free: list[PoolMember], session: str) -> PoolMember:
@@ -148,7 +173,7 @@ class PoolEngine(EngineWrapper):
         if len(self._at) > MOST_SESSIONS:
             self._at.popitem(last=False)
 
-    def _note(self, member: PoolMember, error: EngineError) -> None:
+    def _note(self, member: PoolMember, error: FastTalkError) -> None:
         """Ask it no more, if it is gone, until it answers again."""
         if isinstance(error, EngineUnreachable):
             member.health.note(error.message)
@@ -159,3 +184,42 @@ class PoolEngine(EngineWrapper):
         if away:
             return EngineUnreachable("; ".join(f"{member.engine.name}: {member.health.problem}" for member in away))
         return ModelNotFound(f"no engine has the model '{model}'")
+
+
+class _Errand:
+    """A request on its way: `request` and `sink` are of what is to be asked now, `rest` if that is an answer's rest.
+
+    `tried` are the engines that are asked no more, `error` is what the first of them failed by.
+    """
+
+    __slots__ = ("_original", "error", "request", "rest", "sink", "tried")
+
+    def __init__(self, request: GenerationRequest, sink: Sink) -> None:
+        self._original = (request, sink)
+        self.request = request
+        self.sink = sink
+        self.rest: Continuation | None = None
+        self.tried: set[str] = set()
+        self.error: EngineError
+
+    def failed(self, name: str, error: EngineError | ContextOverflow) -> FastTalkError | None:
+        """Take note of a failure; returns what the client is told if no other engine would do better, else None."""
+        if isinstance(error, ContextOverflow):
+            # The client's message had room, whatever the rest of the answer has.
+            return error if self.rest is None else self.error
+        if not self.tried or isinstance(self.error, CircuitOpen):
+            self.error = error
+        self.tried.add(name)
+        if self.sink.times:
+            rest = Continuation.of(*self._original) if isinstance(error, BROKE_OFF) else None
+            if rest is None:
+                return self.error
+            self.rest, self.request, self.sink = rest, rest.request, rest.sink
+        return None
+
+
+async def _goes_on(member: PoolMember, request: GenerationRequest) -> bool:
+    try:
+        return await member.protected.engine.continues(request)
+    except EngineError:
+        return False

@@ -5,7 +5,7 @@ import json
 import re
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, TypeVar
 
 import msgspec
@@ -78,7 +78,8 @@ class ScriptedEngine:
     Each generation takes the next of `faults`; when there are none, nothing goes wrong. `models` empty
     means that every name is known. While `down` is set, everything raises EngineUnreachable.
     Where a request has tools and its last user message begins with `call NAME {"a": "JSON object"}`, it ends with
-    that call and says nothing; a tool's result as the last message is given to `answer` as any other.
+    that call and says nothing; a tool's result as the last message is given to `answer` as any other. Where the last
+    message is an assistant's, and it `continues`, its answer is what comes behind that.
 
     `requests`, `endings` and `loads` (the last thousand of each), `running` and `most_running` at once record
     what happened. `tokens_per_second` may
@@ -95,6 +96,7 @@ class ScriptedEngine:
         window: int | None = None,
         faults: Iterable[Fault | None] = (),
         name: str = "scripted",
+        continues: bool = True,
     ) -> None:
         self._answer = answer
         self.tokens_per_second = tokens_per_second
@@ -102,6 +104,7 @@ class ScriptedEngine:
         self._models = list(models)
         self._window = window
         self._name = name
+        self._continues = continues
         self.faults: deque[Fault | None] = deque(faults)
         self.down = False
         self.requests: list[GenerationRequest] = []
@@ -138,6 +141,11 @@ class ScriptedEngine:
         """Make the next generation that has no fault yet fail after so many tokens."""
         self.faults.append(Fault(after, error))
 
+    async def continues(self, request: GenerationRequest) -> bool:  # noqa: ARG002
+        """What it was made with: whether it goes on with an answer that begins as its own would."""
+        self._check()
+        return self._continues
+
     async def load(self, model: str, context_window: int) -> None:  # noqa: ARG002
         """Note the model's name."""
         self._check(model)
@@ -173,7 +181,7 @@ class ScriptedEngine:
         call = _wanted_call(request)
         reason: FinishReason = "stop" if call is None else "tool_calls"
         # A call takes as many tokens as it has words, and they come at the same pace, in silence.
-        tokens = self._answer(request) if call is None else [""] * (1 + len(call.arguments.split()))
+        tokens = self._rest(request) if call is None else [""] * (1 + len(call.arguments.split()))
         for token in tokens:
             if count == limit:
                 reason = "length"
@@ -190,6 +198,13 @@ class ScriptedEngine:
         calls = () if call is None or reason == "length" else (call,)
         return Finish(reason, Usage(prompt_tokens, count), calls)
 
+    def _rest(self, request: GenerationRequest) -> Iterable[str]:
+        """Return the tokens of the answer that the request's last message, if it is an assistant's, lacks."""
+        if request.messages[-1:] == () or request.messages[-1].role != "assistant":
+            return self._answer(request)
+        said = request.messages[-1].content
+        return _after(said, self._answer(msgspec.structs.replace(request, messages=request.messages[:-1])))
+
     def _check(self, model: str | None = None) -> None:
         if self.down:
             raise EngineUnreachable("The scripted engine was told to be down.")
@@ -200,6 +215,15 @@ class ScriptedEngine:
 def _record(records: list[_T], record: _T) -> None:
     records.append(record)
     del records[:-_REMEMBERED]
+
+
+def _after(said: str, tokens: Iterable[str]) -> Iterator[str]:
+    for token in tokens:
+        if said:
+            begin, said = said[: len(token)], said[len(token) :]
+            token = token.removeprefix(begin)  # noqa: PLW2901
+        if token:
+            yield token
 
 
 async def _suffer(fault: Fault) -> None:

@@ -19,6 +19,10 @@ class EngineWrapper:
         """Hand the answer to `sink`."""
         return await self._engine.generate(request, sink)
 
+    async def continues(self, request: GenerationRequest) -> bool:
+        """Whether it would go on with the request's last message."""
+        return await self._engine.continues(request)
+
     async def load(self, model: str, context_window: int) -> None:
         """Bring the model into memory."""
         await self._engine.load(model, context_window)

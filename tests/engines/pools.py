@@ -1,7 +1,7 @@
 """Pools of scripted engines."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from prometheus_client import CollectorRegistry
@@ -11,7 +11,7 @@ from llm_service.engine_set import EngineSet
 from llm_service.engines.base import timed
 from llm_service.engines.members import MemberEngine, Members
 from llm_service.engines.scripted import ScriptedEngine
-from llm_service.generation import Finish
+from llm_service.generation import Finish, GenerationRequest
 from llm_service.metrics import Metrics
 from tests.engines.requests import a_request
 from tests.live import opened
@@ -26,12 +26,18 @@ def named(names: Mapping[str, Mapping[str, object]]) -> dict[str, str]:
 
 
 class Pool:
-    """Scripted engines behind all that protects them; each says its own name and a number of words."""
+    """Scripted engines behind all that protects them; each says its name and some words, or all the same `words`."""
 
-    def __init__(self, *names: str, environment: Mapping[str, str] | None = None, **keys: object) -> None:
+    def __init__(
+        self,
+        *names: str,
+        environment: Mapping[str, str] | None = None,
+        words: Sequence[str] = (),
+        **keys: object,
+    ) -> None:
         self.inner = {
             name: ScriptedEngine(
-                lambda _, name=name: [f"{name} ", "says ", "it."],  # type: ignore[misc]
+                lambda _, name=name: words or [f"{name} ", "says ", "it."],  # type: ignore[misc]
                 models=(MODEL,),
                 tokens_per_second=1_000_000,
             )
@@ -52,9 +58,15 @@ class Pool:
 
     async def ask(self, session: str = "", model: str = MODEL) -> tuple[str, Finish]:
         """Return what is said."""
+        return await self.answer(msgspec.structs.replace(a_request(model=model), session_id=session))
+
+    async def answer(self, request: GenerationRequest, *, goes_on: bool = False) -> tuple[str, Finish]:
+        """Return what is said; with `goes_on` the pool may ask what was said so far, as it may of a session."""
         pieces: list[str] = []
-        request = msgspec.structs.replace(a_request(model=model), session_id=session)
-        finish = await self.set.engine.generate(request, timed(lambda delta: pieces.append(delta.text)))
+        sink = timed(lambda delta: pieces.append(delta.text))
+        if goes_on:
+            sink.said = lambda: "".join(pieces)
+        finish = await self.set.engine.generate(request, sink)
         return "".join(pieces), finish
 
     def taken(self) -> list[int]:

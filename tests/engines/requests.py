@@ -3,6 +3,9 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import suppress
+from typing import Any
+
+import msgspec
 
 from llm_service.engines.base import Engine, timed
 from llm_service.generation import Delta, Finish, GenerationRequest, Message, SamplingParams, Tool, ToolCall
@@ -38,6 +41,12 @@ def a_request(
     """Return a request with one user message, to be answered the likeliest way."""
     sampling = SamplingParams(0.0, 0.9, 40, max_tokens, stop, seed)
     return GenerationRequest(model, (Message("user", text),), sampling, window, think)
+
+
+def begun(said: str = "The sea", *, text: str = "Tell me of the sea.", **options: Any) -> GenerationRequest:
+    """Return a request for the rest of an answer."""
+    request = a_request(text, **options)
+    return msgspec.structs.replace(request, messages=(*request.messages, Message("assistant", said)))
 
 
 async def stream(engine: Engine, request: GenerationRequest) -> AsyncGenerator[Delta | Finish, None]:

@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -18,7 +19,7 @@ from llm_service.devices import LlamaCppOptions
 from llm_service.engines.llama_cpp import LlamaCppEngine
 from llm_service.errors import ContextOverflow, EngineError, EngineUnavailable, ModelNotFound
 from llm_service.generation import Delta, Finish
-from tests.engines.requests import SECRET, WEATHER, a_request, a_tool_turn, collect, stream
+from tests.engines.requests import SECRET, WEATHER, a_request, a_tool_turn, begun, collect, stream
 from tests.real_engines import EMBEDDED_WINDOW
 
 OPTIONS = LlamaCppOptions(n_gpu_layers=0, main_gpu=0, n_threads=1)
@@ -179,6 +180,16 @@ class TestAnswers:
         """It is an error and not a silent cut."""
         with pytest.raises(ContextOverflow):
             await collect(stream(embedded_engine, a_request("word " * 4000, model=embedded_engine.model)))
+
+    async def test_it_goes_on_with_an_answer(self, embedded_engine: LlamaCppEngine) -> None:
+        """Its model's template leaves the message open, and both parts are what it says in one go."""
+        asked: dict[str, Any] = {"text": "What is the capital of France?", "model": embedded_engine.model}
+        whole, _, _ = await collect(stream(embedded_engine, a_request(**asked, max_tokens=12)))
+        for count in (1, 2):
+            words = " ".join(whole.split(" ")[:count])
+            assert await embedded_engine.continues(begun(words, **asked))
+            rest, _, _ = await collect(stream(embedded_engine, begun(words, **asked, max_tokens=12)))
+            assert (words + rest).startswith(whole)
 
     async def test_the_port_is_protected(self, embedded_engine: LlamaCppEngine) -> None:
         """Another user of the machine who finds the port gets nothing from it."""

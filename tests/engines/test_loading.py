@@ -8,7 +8,7 @@ from llm_service.engines.base import timed
 from llm_service.engines.loading import RETRY_AFTER, LoadingEngine
 from llm_service.engines.scripted import Fault, ScriptedEngine
 from llm_service.errors import EngineUnreachable, GenerationFailed, LoadTimeout
-from tests.engines.requests import a_request
+from tests.engines.requests import a_request, begun
 
 HOUR = 3600.0
 
@@ -65,6 +65,14 @@ async def test_what_makes_it_load_again() -> None:
     engine = LoadingEngine(inner, load_timeout=1, kept=0.0, loaded=("small", 2048))
     await ask(engine)
     assert 6 == len(inner.loads)
+
+
+async def test_what_renders_a_prompt_has_its_model() -> None:
+    """Whether it would go on with an answer is asked of an engine that has loaded the model."""
+    inner = quick()
+    engine = LoadingEngine(inner, load_timeout=1, kept=HOUR)
+    assert await engine.continues(begun(model="small"))
+    assert ["small"] == inner.loads
 
 
 async def test_a_load_that_does_not_end() -> None:

@@ -6,7 +6,7 @@ from llm_service.engines.base import timed
 from llm_service.engines.members import MemberEngine, Members
 from llm_service.engines.scripted import ScriptedEngine
 from llm_service.errors import EngineUnreachable, ModelNotFound
-from tests.engines.requests import a_request
+from tests.engines.requests import a_request, begun
 
 
 def member(
@@ -24,6 +24,7 @@ async def test_it_is_asked_by_its_own_names() -> None:
     await engine.ping()
     await engine.load("asked", 4096)
     await engine.generate(a_request(model="asked"), timed(lambda _: None))
+    assert await engine.continues(begun(model="asked"))
     assert (["own"], "own") == (inner.loads, inner.requests[0].model)
     assert ("one", "scripted", ["asked"]) == (engine.name, engine.provider, await engine.models())
     assert (4096, 2) == (await engine.context_window("asked"), await engine.count_tokens("asked", "two words"))
@@ -74,6 +75,7 @@ async def test_all_of_them_as_one() -> None:
     one.down = False
     await engines.ping()
     assert ["asked", "more"] == await engines.models()
+    assert await engines.continues(begun(model="more"))
     await engines.generate(a_request(model="more"), timed(lambda _: None))
     await engines.generate(a_request(model="asked"), timed(lambda _: None))
     assert (1, 1) == (len(one.requests), len(two.requests))

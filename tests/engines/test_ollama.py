@@ -24,7 +24,7 @@ from llm_service.errors import (
 )
 from llm_service.generation import Delta, Finish, GenerationRequest, ToolCall, Usage
 from tests.engines.fake_server import Exchange, FakeServer
-from tests.engines.requests import SECRET, WEATHER, a_request, a_tool_turn, collect, stream
+from tests.engines.requests import SECRET, WEATHER, a_request, a_tool_turn, begun, collect, stream
 from tests.real_engines import OllamaServer
 
 
@@ -133,6 +133,38 @@ class TestRequests:
         body = fake.exchanges[0].json()
         assert ([], "small") == (body["messages"], body["model"])
         assert {"num_ctx": 4096, "num_gpu": 0, "num_thread": 2} == body["options"]
+
+
+class TestContinuing:
+    async def test_what_comes_is_the_rest(self, fake: FakeServer, engine: OllamaEngine) -> None:
+        """As it comes: space and tags at its beginning are part of it."""
+        answering(fake, lines(said(" is"), said(" <think>wide"), {"done": True, "done_reason": "stop"}))
+        answer, thoughts, _ = await collect(stream(engine, begun()))
+        assert (" is <think>wide", "") == (answer, thoughts)
+        assert {"role": "assistant", "content": "The sea"} == fake.exchanges[0].json()["messages"][-1]  # type: ignore[index]
+
+    @pytest.mark.parametrize(
+        ("document", "goes_on"),
+        [
+            ({"_debug_info": {"rendered_template": "<a>The sea"}}, True),
+            ({"_debug_info": {"rendered_template": "<a>The sea</a>"}}, False),
+            ({"message": {"role": "assistant", "content": "I do not know this option"}, "done": True}, False),
+        ],
+    )
+    async def test_whether_it_goes_on(
+        self, fake: FakeServer, engine: OllamaEngine, document: object, goes_on: bool
+    ) -> None:
+        """Ollama renders the prompt without running it; one that does not know how says one token at most."""
+        answering(fake, msgspec.json.encode(document))
+        assert goes_on is await engine.continues(begun())
+        body = fake.exchanges[0].json()
+        assert (True, False) == (body["_debug_render_only"], body["stream"])
+        assert 1 == body["options"]["num_predict"]  # type: ignore[index]
+
+    async def test_nothing_is_assumed(self, fake: FakeServer, engine: OllamaEngine) -> None:
+        """One that refuses is taken for one that can't."""
+        answering(fake, b'{"error": "no"}', 500)
+        assert not await engine.continues(begun())
 
 
 class TestAnswers:
@@ -525,6 +557,22 @@ class TestRealOllama:
         assert "tool_calls" == finish.reason
         (call,) = finish.tool_calls
         assert ("get_weather", {"city": "Paris"}) == (call.name, msgspec.json.decode(call.arguments))
+
+    async def test_a_template_that_closes_the_message(self, real: OllamaEngine, ollama_server: OllamaServer) -> None:
+        """That of an imported GGUF does: such a model is not asked to go on."""
+        assert not await real.continues(begun(model=ollama_server.model))
+
+    async def test_a_template_that_leaves_it_open(self, real: OllamaEngine, ollama_open: str) -> None:
+        """Then both parts together are what the model says in one go."""
+        request = a_request("What is the capital of France?", model=ollama_open, max_tokens=12)
+        whole, _, _ = await collect(stream(real, request))
+        for cut in (4, len(whole) // 2):
+            rest = begun(whole[:cut].rstrip(), text="What is the capital of France?", model=ollama_open, max_tokens=12)
+            assert await real.continues(rest)
+            said, _, _ = await collect(stream(real, rest))
+            print(f"\n{whole[:cut]!r} + {said!r}")
+            assert said
+            assert not said.startswith(whole[:cut])
 
     async def test_a_cancel_frees_it(self, real: OllamaEngine, ollama_server: OllamaServer) -> None:
         """After a cancel in the middle the next first token comes about as fast as from an idle Ollama."""

@@ -23,7 +23,8 @@ from llm_service.errors import (
 )
 from llm_service.generation import Delta, Finish, ToolCall, Usage
 from tests.engines.fake_server import Exchange, FakeServer
-from tests.engines.requests import SECRET, WEATHER, a_request, a_tool_turn, collect, stream
+from tests.engines.requests import SECRET, WEATHER, a_request, a_tool_turn, begun, collect, stream
+from tests.processes import free_port
 
 DONE = b"data: [DONE]\n\n"
 
@@ -127,6 +128,55 @@ class TestRequests:
         """Such a server has loaded its model before it answers."""
         await engine.load("small", 2048)
         assert ([], "openai") == (fake.exchanges, engine.name)
+
+
+class TestContinuing:
+    async def test_what_is_asked(self, fake: FakeServer, engine: OpenAIEngine) -> None:
+        """The message is to be gone on with, by vLLM's names; what comes is the rest, as it comes."""
+        answering(fake, events(said(content=" is"), said(content=" <think>wide"), said("stop")) + DONE)
+        answer, thoughts, _ = await collect(stream(engine, begun()))
+        assert (" is <think>wide", "") == (answer, thoughts)
+        body = fake.exchanges[0].json()
+        assert {"role": "assistant", "content": "The sea"} == body["messages"][-1]  # type: ignore[index]
+        assert (False, True) == (body["add_generation_prompt"], body["continue_final_message"])
+
+    @pytest.mark.parametrize(
+        ("rendered", "goes_on"),
+        [("<a>The sea", True), ("<a>The sea</a>", False), ("<a><think>The sea", False)],
+    )
+    @pytest.mark.parametrize("server", ["llama-server", "vllm"])
+    async def test_whether_it_goes_on(
+        self, fake: FakeServer, engine: OpenAIEngine, server: str, rendered: str, goes_on: bool
+    ) -> None:
+        """llama-server renders the prompt, vLLM makes tokens of it and text of them."""
+        documents: dict[str, object] = {"/apply-template": {"prompt": rendered}}
+        if server == "vllm":
+            documents = {"/tokenize": {"count": 2, "tokens": [5, 6]}, "/detokenize": {"prompt": rendered}}
+
+        async def answer(exchange: Exchange) -> None:
+            known = exchange.path in documents
+            await exchange.answer(msgspec.json.encode(documents.get(exchange.path, {})), 200 if known else 404)
+
+        fake.answer = answer
+        assert goes_on is await engine.continues(begun())
+        body = fake.exchanges[-1].json()
+        if server == "vllm":
+            assert {"model": "small", "tokens": [5, 6]} == body
+            body = fake.exchanges[-2].json()
+            assert {"model", "messages", "add_generation_prompt", "continue_final_message"} == set(body)
+        assert server == "vllm" or body["continue_final_message"] is True
+
+    @pytest.mark.parametrize(("status", "data"), [(404, b"{}"), (500, b"{}"), (200, b"{}"), (200, b"no JSON")])
+    async def test_nothing_is_assumed(self, fake: FakeServer, engine: OpenAIEngine, status: int, data: bytes) -> None:
+        """A server that renders nothing is taken for one that can't."""
+        answering(fake, data, status)
+        assert not await engine.continues(begun())
+
+    async def test_nobody_there(self) -> None:
+        """Nor is one that is gone."""
+        engine = OpenAIEngine(f"http://127.0.0.1:{free_port()}/v1")
+        assert not await engine.continues(begun())
+        await engine.aclose()
 
 
 class TestAnswers:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from llm_service.engines import pool as pool_module
@@ -23,7 +24,9 @@ from llm_service.errors import (
     ResponseTimeout,
     StreamStalled,
 )
+from llm_service.generation import Message
 from tests.engines.pools import Pool
+from tests.engines.requests import WEATHER, a_request
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -99,7 +102,7 @@ async def test_failover(error: type[EngineError]) -> None:
     pool.inner["a"].fail(error("it failed"))
     said, _ = await pool.ask()
     assert ("b says it.", [0, 0]) == (said, pool.taken())
-    assert 1.0 == pool.count("failovers_total", engine="a")
+    assert 1.0 == pool.count("failovers_total", engine="a", first_token="before")
 
 
 @pytest.mark.parametrize("error", [ContextOverflow, ResponseTimeout])
@@ -115,7 +118,7 @@ async def test_what_no_other_engine_would_do_better(error: type[EngineError]) ->
 
 @pytest.mark.parametrize("after", [1, 2, 3])
 async def test_no_failover_after_the_first_token(after: int) -> None:
-    """Nothing is said twice."""
+    """Nothing is said twice; without knowing what was said nobody can go on with it either."""
     pool = Pool("a", "b")
     await pool.look()
     pool.inner["a"].fail(GenerationFailed("it broke"), after=after)
@@ -279,3 +282,124 @@ async def test_statistics() -> None:
         "problem": None,
         "models": ["test"],
     } == member.statistics(0.0)
+
+
+WORDS = ["one ", "two ", " ", "three ", "fünf ", "六 ", "7, ", "and ", "on ", "it ", "goes ", "to the end."]
+TEXT = "".join(WORDS)
+
+
+class TestGoingOn:
+    """An engine that fails in the middle of its answer, and another that goes on with it."""
+
+    @pytest.mark.parametrize("after", range(len(WORDS) + 1))
+    @pytest.mark.parametrize("error", [EngineUnreachable, StreamStalled, GenerationFailed, EngineTimeout])
+    async def test_the_text_is_exact(self, after: int, error: type[EngineError]) -> None:
+        """Wherever it breaks: not a word is lost or said twice, and the end counts both parts."""
+        pool = Pool("a", "b", words=WORDS)
+        await pool.look()
+        pool.inner["a"].fail(error("it broke"), after=after)
+        text, finish = await pool.answer(a_request(model="test", max_tokens=50), goes_on=True)
+        assert TEXT == text
+        assert "stop" == finish.reason
+        assert finish.usage is not None
+        # The space at a seam may be a token of both.
+        assert finish.usage.completion_tokens - len(WORDS) in range(3)
+        assert [0, 0] == pool.taken()
+        moment = "after" if after else "before"
+        assert 1.0 == pool.count("failovers_total", engine="a", first_token=moment)
+
+    async def test_what_the_other_is_asked(self) -> None:
+        """The conversation, and what was said as the last message, without the space at its end."""
+        pool = Pool("a", "b", words=WORDS)
+        await pool.look()
+        pool.inner["a"].fail(GenerationFailed("it broke"), after=3)
+        request = a_request(model="test", max_tokens=50)
+        await pool.answer(request, goes_on=True)
+        (asked,) = pool.inner["b"].requests
+        assert (*request.messages, Message("assistant", "one two")) == asked.messages
+        assert 47 == asked.sampling.max_tokens
+
+    async def test_three_engines_for_one_answer(self) -> None:
+        """The second breaks, too: the third goes on behind both."""
+        pool = Pool("a", "b", "c", words=WORDS)
+        await pool.look()
+        pool.inner["a"].fail(GenerationFailed("it broke"), after=2)
+        pool.inner["b"].fail(EngineUnreachable("it broke"), after=4)
+        text, finish = await pool.answer(a_request(model="test", max_tokens=50), goes_on=True)
+        assert TEXT == text
+        assert finish.usage is not None
+        assert finish.usage.completion_tokens - len(WORDS) in range(5)
+        assert "one two  three fünf" == pool.inner["c"].requests[0].messages[-1].content
+
+    async def test_one_that_fails_before_it_goes_on(self) -> None:
+        """Then the next one does."""
+        pool = Pool("a", "b", "c", words=WORDS)
+        await pool.look()
+        pool.inner["a"].fail(GenerationFailed("it broke"), after=2)
+        pool.inner["b"].fail(EngineRejected("no"), after=0)
+        assert TEXT == (await pool.answer(a_request(model="test", max_tokens=50), goes_on=True))[0]
+
+    async def test_only_those_that_can(self) -> None:
+        """One whose template closes the message is not asked; if there is no other, the first error is told."""
+        pool = Pool("a", "b", "c", words=WORDS)
+        await pool.look()
+        pool.inner["b"]._continues = False
+        pool.inner["a"].fail(GenerationFailed("it broke"), after=2)
+        request = a_request(model="test", max_tokens=50)
+        assert TEXT == (await pool.answer(request, goes_on=True))[0]
+        assert [] == pool.inner["b"].requests
+        pool.inner["c"]._continues = False
+        pool.inner["a"].fail(GenerationFailed("it broke again"), after=2)
+        with pytest.raises(GenerationFailed, match="it broke again"):
+            await pool.answer(request, goes_on=True)
+        assert [0, 0, 0] == pool.taken()
+
+    async def test_one_that_is_away_is_not_asked(self) -> None:
+        """It can't say whether it would go on."""
+        pool = Pool("a", "b", words=WORDS)
+        await pool.look()
+        pool.inner["b"].down = True
+        pool.inner["a"].fail(GenerationFailed("it broke"), after=2)
+        with pytest.raises(GenerationFailed, match="it broke"):
+            await pool.answer(a_request(model="test", max_tokens=50), goes_on=True)
+
+    async def test_what_nobody_goes_on_with(self) -> None:
+        """An answer that was withheld or took too long, and one with tools, since a call may have been begun."""
+        pool = Pool("a", "b", words=WORDS)
+        await pool.look()
+        plain = a_request(model="test", max_tokens=50)
+        tooled = msgspec.structs.replace(plain, tools=(WEATHER,))
+        for error, request in (
+            (EngineRejected("so it is"), plain),
+            (ResponseTimeout("so it is"), plain),
+            (GenerationFailed("so it is"), tooled),
+        ):
+            pool.inner["a"].fail(error, after=2)
+            with pytest.raises(EngineError, match="so it is"):
+                await pool.answer(request, goes_on=True)
+        assert [] == pool.inner["b"].requests
+
+    async def test_a_rest_that_has_no_room(self) -> None:
+        """The client's message had: the first error is told."""
+        pool = Pool("a", "b", words=WORDS)
+        await pool.look()
+        pool.inner["a"].fail(GenerationFailed("it broke"), after=2)
+        pool.inner["b"].fail(ContextOverflow("too long"))  # type: ignore[arg-type]
+        with pytest.raises(GenerationFailed, match="it broke"):
+            await pool.answer(a_request(model="test", max_tokens=50), goes_on=True)
+
+    async def test_it_waits_for_a_permit(self) -> None:
+        """The others are busy: it goes on when one of them is free."""
+        pool = Pool("a", "b", words=WORDS, max_running=1)
+        await pool.look()
+        hang(pool, "b")
+        pool.set.members[0].permits.taken += 1
+        busy: asyncio.Task[object] = asyncio.create_task(pool.ask())
+        await until(lambda: pool.taken() == [1, 1])
+        pool.set.admission.line.give_back(pool.set.members[0].permits)
+        pool.inner["a"].fail(GenerationFailed("it broke"), after=2)
+        going = asyncio.create_task(pool.answer(a_request(model="test", max_tokens=50), goes_on=True))
+        await until(lambda: pool.set.admission.line.waiting)
+        await gone(busy)
+        assert TEXT == (await going)[0]
+        assert [0, 0] == pool.taken()
