@@ -171,6 +171,7 @@ PURE_IMPORTS = {
     "enum",
     "hashlib",
     "hmac",
+    "itertools",
     "ipaddress",
     "llm_service",
     "msgspec",

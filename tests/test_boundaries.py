@@ -77,6 +77,46 @@ def test_the_language_decides() -> None:
     assert ([SENTENCE], [NONE]) == (judged(text, "en"), judged(text, "de"))
 
 
+@pytest.mark.parametrize("text", ["Plan B\u00a0. Then ", "Plan B\u3000. Then ", "Plan \ud800. Then "])
+def test_odd_characters_are_as_good_as_others(text: str) -> None:
+    """sentencex itself panics at a space that isn't ASCII behind a capital letter, and refuses a lone surrogate."""
+    assert [SENTENCE] == judged(text, "en")
+
+
+@pytest.mark.parametrize("language", ["it", "da", None])
+def test_a_crowd_of_full_stops_is_not_looked_at(language: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What sentencex is asked is short: some languages cost it a millisecond for each full stop."""
+    asked: list[str] = []
+
+    def segment(language: str, window: str) -> list[str]:
+        asked.append(window)
+        return [window]
+
+    monkeypatch.setattr("sentencex.segment", segment)
+    judged("Here and there. " * 20 + "a. " * 20, language)
+    assert asked
+    assert 100 > max(map(len, asked))
+    assert 10 > max(window.count(".") for window in asked)
+
+
+def test_a_panic_is_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If sentencex panics all the same, nothing is cut there, and nothing else is lost; other errors are not hidden."""
+
+    class PanicException(BaseException):
+        pass
+
+    failure: type[BaseException] = PanicException
+
+    def segment(language: str, window: str) -> list[str]:
+        raise failure
+
+    monkeypatch.setattr("sentencex.segment", segment)
+    assert [NONE] == judged("Here it is. Then ", "en")
+    failure = KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        judged("Here it is. Then ", "en")
+
+
 def test_words_are_counted_by_how_long_they_take() -> None:
     """Marks are no words; scripts without spaces count by characters."""
     assert [0, 2, 3, 2, 2.5] == [

@@ -53,13 +53,30 @@ def test_sentences(name: str, language: str | None) -> None:
 
 
 def test_the_corpus_is_large() -> None:
-    """It speaks fourteen languages, and some at once."""
+    """It speaks fifteen languages, and some at once."""
     assert 400 < sum(map(len, CORPUS.values()))
-    assert {"en", "de", "fr", "es", "it", "pt", "nl", "ru", "zh", "ja", "ko", "th", "hi", "ar", "mixed"} < CORPUS.keys()
+    assert {
+        "en",
+        "de",
+        "fr",
+        "es",
+        "it",
+        "pt",
+        "nl",
+        "ru",
+        "zh",
+        "ja",
+        "ko",
+        "th",
+        "hi",
+        "ar",
+        "da",
+        "mixed",
+    } < CORPUS.keys()
 
 
 # Not German: that a number is an ordinal can't be told without the language.
-@pytest.mark.parametrize("name", ["en", "fr", "es", "it", "pt", "nl", "ru", "ar", "hi", "zh", "ja", "ko"])
+@pytest.mark.parametrize("name", ["en", "fr", "es", "it", "pt", "nl", "da", "ru", "ar", "hi", "zh", "ja", "ko"])
 def test_without_a_language(name: str) -> None:
     """Nothing is cut that the language itself would not cut."""
     for spans in CORPUS[name]:
