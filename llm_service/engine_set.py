@@ -1,6 +1,8 @@
 """The engines of a process, with all that protects them, watches them and lets requests wait for them."""
 
 import asyncio
+from contextlib import suppress
+from time import monotonic
 
 import structlog
 
@@ -8,13 +10,17 @@ from llm_service import engine_health
 from llm_service.config import Settings
 from llm_service.engine_health import EngineHealth
 from llm_service.engines import OpenedEngine
-from llm_service.engines.base import Engine
+from llm_service.engines.base import Engine, timed
 from llm_service.engines.members import MemberEngine
 from llm_service.engines.pool import PoolEngine, PoolMember
 from llm_service.engines.protection import ProtectedEngine, admission, protect
 from llm_service.engines.retrying import RetryingEngine
 from llm_service.errors import EngineError, FastTalkError
+from llm_service.generation import GenerationRequest, Message, SamplingParams
 from llm_service.metrics import FailoverMoment, Metrics
+
+# What an engine is asked to find out whether it answers again.
+TRIAL = "Say yes."
 
 _log = structlog.get_logger(__name__)
 
@@ -26,6 +32,7 @@ class EngineSet:
         self._opened = opened
         self._settings = settings
         self._metrics = metrics
+        self.context_window = opened.context_window
         self.admission = admission(settings, metrics.queue_wait.observe)
         self.members = tuple(self._member(member) for member in opened.members)
         if self.members:
@@ -105,7 +112,20 @@ class PoolHealth:
         return self.reachable
 
     async def watch(self) -> None:
-        """Ask every so many seconds until cancelled."""
-        while True:
-            await asyncio.sleep(engine_health.INTERVAL)
-            await self.check()
+        """Ask every so many seconds until cancelled; one that failed too often is tried, so that no client need be."""
+        async with asyncio.TaskGroup() as trials:
+            while True:
+                await asyncio.sleep(engine_health.INTERVAL)
+                await self.check()
+                for member in self._engines.members:
+                    if member.due(monotonic()):
+                        trials.create_task(self._try(member))
+
+    async def _try(self, member: PoolMember) -> None:
+        """Have it say a word: its breaker closes, or it rests on."""
+        model = next(iter(member.engine.offers), "")
+        sampling = SamplingParams(temperature=0.0, top_p=1.0, top_k=1, max_tokens=1)
+        request = GenerationRequest(model, (Message("user", TRIAL),), sampling, self._engines.context_window)
+        member.permits.taken += 1
+        with suppress(FastTalkError):
+            await member.protected.engine.admitted(request, timed(lambda _: None))

@@ -111,9 +111,11 @@ class Sink(msgspec.Struct):
     of each delta instead would cost a token a call more. `waits` hears the request's position in the line for the
     engine whenever it changes, 1 is next, and 0 when the engine is asked after all; never of one that need not wait.
     `said` returns the whole answer so far; None if it is not text alone, so that nobody else could go on with it.
+    `asks` hears the name of the engine whenever one of several is asked.
     """
 
     take: TakeDelta
     times: list[float]
     waits: Callable[[int], None] | None = None
     said: Callable[[], str | None] | None = None
+    asks: Callable[[str], None] | None = None

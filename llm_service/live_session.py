@@ -348,13 +348,18 @@ class LiveSession:
                 take = self.session.taker(effect.response, say, self.outbox.put, monotonic, meter.times)
                 waits = partial(self._waits, effect.response, meter)
                 said = partial(self.session.said, effect.response)
-                finish = await workplace.engine.generate(effect.request, Sink(take, meter.times, waits, said))
+                asks = partial(self._asks, effect.request.model, meter)
+                finish = await workplace.engine.generate(effect.request, Sink(take, meter.times, waits, said, asks))
                 meter.finished(finish.usage)
                 if self._speaking is not None:
                     self._speaking.finish(final=not finish.tool_calls)
         finally:
             self._meter = None
         return finish
+
+    def _asks(self, model: str, meter: ResponseMeter, engine: str) -> None:
+        """Take note which of several engines is asked."""
+        meter.asks(self._workplace.metrics.for_engine(engine, model))
 
     def _waits(self, number: int, meter: ResponseMeter, position: int) -> None:
         """Take a position in the line for the engine; 0: it is asked now."""

@@ -41,6 +41,14 @@ class ResponseMeter:
         self._running = 1
         self._started = monotonic()
 
+    def asks(self, measured: ResponseMetrics) -> None:
+        """Take note that another engine is asked: the response is its own from now on."""
+        self._measured.running -= self._running
+        measured.running += self._running
+        self._measured = measured
+        if not self.times:
+            self._started = monotonic()
+
     def finished(self, usage: Usage | None) -> None:
         """Take the tokens as the engine counted them."""
         self._usage = usage

@@ -2,10 +2,13 @@
 
 import asyncio
 import json
+from time import monotonic
 
 import httpx
 import pytest
 
+from llm_service.engine_set import TRIAL
+from llm_service.engines.breaker import LEAST_CALLS
 from llm_service.engines.members import Members
 from llm_service.engines.scripted import Fault
 from llm_service.errors import GenerationFailed
@@ -48,6 +51,8 @@ async def test_one_of_two_fails() -> None:
         'fasttalk_engine_healthy{engine="a"} 0.0',
         'fasttalk_engine_healthy{engine="b"} 1.0',
         'fasttalk_permits_taken{engine="b"} 0.0',
+        'fasttalk_time_to_first_token_seconds_count{engine="a",model="test"} 1.0',
+        'fasttalk_time_to_first_token_seconds_count{engine="b",model="test"} 2.0',
     ):
         assert line in metrics
 
@@ -109,6 +114,27 @@ async def test_all_fail() -> None:
         failed = await ask(socket, "hello")
         assert ("generation_failed", 0) == (failed.terminal["error"]["code"], live.service.manager.totals().turns)
         assert "says it." in (await ask(socket, "hello")).text
+
+
+async def test_the_watch_tries_what_failed_too_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a word of its own, when the breaker's rest is over: no client waits to find out."""
+    monkeypatch.setattr("llm_service.engine_health.INTERVAL", 0.001)
+    pool = Pool("a", "b")
+    await pool.look()
+    breaker = pool.set.protected[0].breaker
+    for _ in range(LEAST_CALLS):
+        breaker.failed(breaker.admit(monotonic()), monotonic())
+    pool.inner["a"].fail(GenerationFailed("still sick"))
+    watch = asyncio.create_task(pool.set.health.watch())
+    async with asyncio.timeout(10):
+        for tried in (1, 2):
+            breaker._open_until = 0.0
+            while len(pool.inner["a"].requests) < tried or pool.taken() != [0, 0]:
+                await asyncio.sleep(0.001)
+            assert ("open" if tried == 1 else "closed") == breaker.state
+    watch.cancel()
+    assert {TRIAL} == {request.messages[0].content for request in pool.inner["a"].requests}
+    assert [] == pool.inner["b"].requests
 
 
 async def test_the_watch_of_several(monkeypatch: pytest.MonkeyPatch) -> None:

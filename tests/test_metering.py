@@ -72,6 +72,23 @@ def test_one_that_waits_for_the_engine() -> None:
     assert value("responses_running") == 0
 
 
+def test_one_of_several_engines() -> None:
+    """A response that goes on to another engine runs there, is timed from then on, and is counted there."""
+    registry = CollectorRegistry()
+    metrics = Metrics(registry, models=["small"])
+    one, other = metrics.for_engine("one", "small"), metrics.for_engine("other", "small")
+    with ResponseMeter(one) as meter:
+        began = meter._started
+        meter.asks(other)
+        assert (0, 1) == (one.running, other.running)
+        meter.times.append(began + 1.0)
+        started = meter._started
+        meter.asks(one)
+        assert (1, 0) == (one.running, other.running)
+        assert began < started == meter._started
+    assert (0, 0, 1, 0) == (one.running, other.running, len(one.ended), len(other.ended))
+
+
 def test_an_engine_that_does_not_count() -> None:
     """Without usage, or without the cached part of it, nothing is guessed."""
     meter, value = metered()

@@ -36,9 +36,17 @@ class Admission:
         self._waited = waited
 
     async def wait(
-        self, request: GenerationRequest, sink: Sink, engines: Iterable[Permits], wants: Callable[[Permits], bool]
+        self,
+        request: GenerationRequest,
+        sink: Sink,
+        engines: Iterable[Permits],
+        wants: Callable[[Permits], bool],
+        *,
+        again: bool = False,
     ) -> Permits:
         """Return whose permit was taken, after waiting for it; `engines` are those it may be of, none of them free.
+
+        `again` says that it had one already, of an engine that failed.
 
         Raises:
             Overloaded: the line is full, or the time is up.
@@ -51,7 +59,7 @@ class Admission:
             wants=lambda permits: not handed.done() and wants(permits),
             granted=handed.set_result,
             moved=sink.waits,
-            background=request.background,
+            rank="background" if request.background else "again" if again else "turn",
         )
         line.join(waiter, engines)
         began = monotonic()

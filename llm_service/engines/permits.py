@@ -3,17 +3,21 @@
     free permit ──take──▶ taken ──give_back──▶ free, or handed to the next in line
 
 A permit is only free while nobody waits for it, so that whoever finds one free may take it without a look at the
-line. Sessions come by turns, however much each of them asks for; what no user waits for comes last.
+line. Sessions come by turns, however much each of them asks for. Who had a permit of an engine that failed comes first:
+it was let in before all who wait; what no user waits for comes last.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from typing import Literal
 
 from llm_service.errors import Overloaded
 
 # Bounds of what a client is told to wait for, in seconds.
 LEAST_RETRY = 1.0
 LONGEST_RETRY = 60.0
+Rank = Literal["again", "turn", "background"]
+
 # How much the newest answer counts in the length of a typical one.
 _NEWEST = 0.1
 
@@ -43,10 +47,10 @@ class Permits:
 class Waiter:
     """One in line: for a permit that it `wants`, handed to `granted`; `moved` hears its position, 1 is next.
 
-    Neither call may raise or wait.
+    Neither call may raise or wait. `rank` "again" is for one that had a permit already.
     """
 
-    __slots__ = ("background", "granted", "moved", "position", "session", "wants")
+    __slots__ = ("granted", "moved", "position", "rank", "session", "wants")
 
     def __init__(
         self,
@@ -55,28 +59,27 @@ class Waiter:
         wants: Callable[[Permits], bool],
         granted: Callable[[Permits], None],
         moved: Callable[[int], None] | None = None,
-        background: bool = False,
+        rank: Rank = "turn",
     ) -> None:
         self.session = session
         self.wants = wants
         self.granted = granted
         self.moved = moved
-        self.background = background
+        self.rank = rank
         self.position = 0
 
 
 class Line:
-    """Those who wait, at most `limit` of them, for permits of the same engines."""
+    """Those who wait for permits of the same engines: at most `limit` of them, and those who had one already."""
 
-    __slots__ = ("_background", "_listeners", "_turns", "limit", "waiting")
+    __slots__ = ("_lanes", "_listeners", "limit", "waiting")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.waiting = 0
         self._listeners = 0
-        # By session, in the order in which they are served; those that no user waits for apart.
-        self._turns: dict[str, deque[Waiter]] = {}
-        self._background: dict[str, deque[Waiter]] = {}
+        # By session, in the order in which they are served.
+        self._lanes: dict[Rank, dict[str, deque[Waiter]]] = {"again": {}, "turn": {}, "background": {}}
 
     def __repr__(self) -> str:
         return f"<Line: {self.waiting} of {self.limit}>"
@@ -89,20 +92,19 @@ class Line:
         Raises:
             Overloaded: too many wait already.
         """
-        if self.waiting >= self.limit:
+        if self.waiting >= self.limit and waiter.rank != "again":
             raise Overloaded(
                 f"{self.waiting} messages wait for the engine already (MAX_WAITING); send this one again later",
                 retry_after=self.retry_after(engines),
             )
-        lane = self._background if waiter.background else self._turns
-        lane.setdefault(waiter.session, deque()).append(waiter)
+        self._lanes[waiter.rank].setdefault(waiter.session, deque()).append(waiter)
         self.waiting += 1
         self._listeners += waiter.moved is not None
         self._tell()
 
     def leave(self, waiter: Waiter) -> None:
         """Wait no longer; one that does not wait is passed over."""
-        lane = self._background if waiter.background else self._turns
+        lane = self._lanes[waiter.rank]
         waiters = lane.get(waiter.session)
         if waiters is None or waiter not in waiters:
             return
@@ -132,7 +134,7 @@ class Line:
         return round(min(max(seconds, LEAST_RETRY), LONGEST_RETRY), 1)
 
     def _next(self, permits: Permits) -> Waiter | None:
-        for lane in (self._turns, self._background):
+        for lane in self._lanes.values():
             for waiters in lane.values():
                 waiter = next((each for each in waiters if each.wants(permits)), None)
                 if waiter is not None:
@@ -164,7 +166,7 @@ class Line:
             tell(position)
 
     def _order(self) -> Iterator[Waiter]:
-        for lane in (self._turns, self._background):
+        for lane in self._lanes.values():
             left = [iter(waiters) for waiters in lane.values()]
             while left:
                 after = []

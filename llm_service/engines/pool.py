@@ -8,7 +8,6 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from time import monotonic
 
 from llm_service.engine_health import EngineHealth
 from llm_service.engines.continuation import Continuation
@@ -60,9 +59,15 @@ class PoolMember:
     def free(self) -> bool:
         return self.permits.taken < self.permits.limit
 
-    def usable(self, now: float) -> bool:
-        """Whether an answer of it can be hoped for."""
-        return self.health.reachable and not self.protected.breaker.refuses(now)
+    @property
+    def usable(self) -> bool:
+        """Whether an answer of it can be hoped for. One that failed too often is not tried at a client's expense."""
+        return self.health.reachable and self.protected.breaker.state == "closed"
+
+    def due(self, now: float) -> bool:
+        """Whether it is to be tried, since it failed too often and has rested."""
+        breaker = self.protected.breaker
+        return self.health.reachable and self.free and breaker.state != "closed" and not breaker.refuses(now)
 
     def statistics(self, now: float) -> dict[str, object]:
         """Return how it stands, for `/stats`."""
@@ -108,6 +113,8 @@ class PoolEngine(EngineWrapper):
             raise self._nobody(request.model)
         while True:
             member = await self._admitted(errand, usable)
+            if sink.asks is not None:
+                sink.asks(member.name)
             try:
                 finish = await member.protected.engine.admitted(errand.request, errand.sink)
             except ResponseTimeout:
@@ -137,9 +144,8 @@ class PoolEngine(EngineWrapper):
 
     def _usable(self, model: str, tried: set[str]) -> list[PoolMember]:
         """Return who may be asked for the model: those that are well, or all that have it if none of them is."""
-        now = monotonic()
         having = [member for member in self._members if model in member.engine.offers and member.name not in tried]
-        return [member for member in having if member.usable(now)] or having
+        return [member for member in having if member.usable] or having
 
     async def _admitted(self, errand: "_Errand", usable: list[PoolMember]) -> PoolMember:
         """Return one that may be asked, with a permit of it taken; `usable` are those at the moment."""
@@ -153,7 +159,8 @@ class PoolEngine(EngineWrapper):
         def wanted(permits: Permits) -> bool:
             return any(member.permits is permits for member in self._usable(request.model, tried))
 
-        permits = await self._admission.wait(request, errand.sink, [member.permits for member in usable], wanted)
+        engines = [member.permits for member in usable]
+        permits = await self._admission.wait(request, errand.sink, engines, wanted, again=bool(tried))
         return next(member for member in self._members if member.permits is permits)
 
     def _best(self, free: list[PoolMember], session: str) -> PoolMember:

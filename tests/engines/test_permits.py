@@ -1,17 +1,21 @@
 """Permits and the line for them: never above a limit, never free while somebody waits, fair, and nothing is lost."""
 
+from typing import get_args
+
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from llm_service.engines.permits import Line, Permits, Waiter
+from llm_service.engines.permits import Line, Permits, Rank, Waiter
 from llm_service.errors import Overloaded
+
+RANKS: tuple[Rank, ...] = get_args(Rank)
 
 
 class Client:
     """One who waits, and what it hears."""
 
-    def __init__(self, session: str, *engines: Permits, background: bool = False) -> None:
+    def __init__(self, session: str, *engines: Permits, rank: Rank = "turn") -> None:
         self.got: list[Permits] = []
         self.heard: list[int] = []
         self.engines = engines
@@ -20,7 +24,7 @@ class Client:
             wants=engines.__contains__,
             granted=self.got.append,
             moved=self.heard.append,
-            background=background,
+            rank=rank,
         )
 
 
@@ -70,13 +74,23 @@ def test_positions_are_told_when_they_change() -> None:
 def test_what_nobody_waits_for_comes_last() -> None:
     """A turn that comes later passes a summary that waits."""
     line, engine = Line(10), busy()
-    aside, turn = Client("", engine, background=True), Client("a", engine)
+    aside, turn = Client("", engine, rank="background"), Client("a", engine)
     waiting(line, aside, turn)
     assert ([1, 2], [1]) == (aside.heard, turn.heard)
     line.give_back(engine)
     assert ([], [engine]) == (aside.got, turn.got)
     line.give_back(engine)
     assert [engine] == aside.got
+
+
+def test_who_had_a_permit_comes_first() -> None:
+    """One whose engine failed was let in before all who wait; a full line does not refuse it."""
+    line, engine = Line(1), busy()
+    waiting_one, again = Client("a", engine), Client("b", engine, rank="again")
+    waiting(line, waiting_one, again)
+    assert ([1, 2], [1]) == (waiting_one.heard, again.heard)
+    line.give_back(engine)
+    assert ([], [engine]) == (waiting_one.got, again.got)
 
 
 def test_a_full_line_refuses_at_once() -> None:
@@ -148,14 +162,16 @@ class LineMachine(RuleBasedStateMachine):
             assert permits in client.engines
             self.holding.append(permits)
             for other in self.waiting:
-                if permits in other.engines and not (other.waiter.background and not client.waiter.background):
-                    self.served[other].append(client.waiter.session)
+                if permits in other.engines:
+                    # Nobody is passed by one of a lower rank.
+                    assert RANKS.index(client.waiter.rank) <= RANKS.index(other.waiter.rank)
+                    if other.waiter.rank == client.waiter.rank:
+                        self.served[other].append(client.waiter.session)
             ours = self.served.pop(client)
-            if not client.waiter.background:
-                assert all(ours.count(session) <= 1 for session in ours if session != client.waiter.session)
+            assert all(ours.count(session) <= 1 for session in ours if session != client.waiter.session)
 
-    @rule(session=st.sampled_from("abc"), which=st.sampled_from([(0,), (1,), (0, 1)]), background=st.booleans())
-    def ask(self, session: str, which: tuple[int, ...], background: bool) -> None:
+    @rule(session=st.sampled_from("abc"), which=st.sampled_from([(0,), (1,), (0, 1)]), rank=st.sampled_from(RANKS))
+    def ask(self, session: str, which: tuple[int, ...], rank: Rank) -> None:
         """A free permit is taken at once; else one waits, or is refused by a full line."""
         engines = [self.engines[index] for index in which]
         for permits in engines:
@@ -163,12 +179,14 @@ class LineMachine(RuleBasedStateMachine):
                 permits.taken += 1
                 self.holding.append(permits)
                 return
-        client = Client(session, *engines, background=background)
+        client = Client(session, *engines, rank=rank)
         try:
             self.line.join(client.waiter, client.engines)
         except Overloaded:
-            assert len(self.waiting) == self.line.limit
+            assert len(self.waiting) >= self.line.limit
+            assert rank != "again"
             return
+        assert len(self.waiting) < self.line.limit or rank == "again"
         self.waiting.append(client)
         self.served[client] = []
 
@@ -201,7 +219,7 @@ class LineMachine(RuleBasedStateMachine):
         """What is taken is what is held, and never more than there are."""
         for permits in self.engines:
             assert permits.taken == self.holding.count(permits) <= permits.limit
-        assert len(self.waiting) == self.line.waiting <= self.line.limit
+        assert len(self.waiting) == self.line.waiting
 
     @invariant()
     def none_is_free_while_somebody_wants_it(self) -> None:

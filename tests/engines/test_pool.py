@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from time import monotonic
 
 import msgspec
 import pytest
@@ -154,7 +155,7 @@ async def test_an_engine_that_is_gone_is_not_asked_again() -> None:
 
 
 async def test_an_engine_whose_breaker_is_open() -> None:
-    """It answers pings and fails: after five failures the others are asked, and it is tried when its rest is over."""
+    """It answers pings and fails: after five failures the others are asked, until it has been tried."""
     pool = Pool("a", "b")
     await pool.look()
     for _ in range(LEAST_CALLS):
@@ -162,8 +163,28 @@ async def test_an_engine_whose_breaker_is_open() -> None:
     for _ in range(2 * LEAST_CALLS):
         assert "b says it." == (await pool.ask())[0]
     assert LEAST_CALLS == len(pool.inner["a"].requests)
-    pool.set.protected[0].breaker._open_until = 0.0
+    breaker = pool.set.protected[0].breaker
+    assert not pool.set.members[0].due(monotonic())
+    breaker._open_until = 0.0
+    assert pool.set.members[0].due(monotonic())
+    assert "b says it." == (await pool.ask())[0]
+    breaker.succeeded(breaker.admit(monotonic()))
     assert "a says it." == (await pool.ask())[0]
+
+
+async def test_all_breakers_are_open() -> None:
+    """Then the client's request is the trial."""
+    pool = Pool("a", "b")
+    await pool.look()
+    for _ in range(LEAST_CALLS):
+        for engine in pool.inner.values():
+            engine.fail(GenerationFailed("sick"))
+        with pytest.raises(GenerationFailed):
+            await pool.ask()
+    with pytest.raises(CircuitOpen):
+        await pool.ask()
+    pool.set.protected[1].breaker._open_until = 0.0
+    assert "b says it." == (await pool.ask())[0]
 
 
 async def test_none_is_healthy() -> None:
@@ -213,16 +234,23 @@ async def test_one_that_comes_back_serves_those_who_wait() -> None:
 
 
 async def test_all_are_busy() -> None:
-    """A full line is told at once, also to one that another engine has failed."""
+    """A full line is told at once; but one that was let in, and whose engine failed, waits before all others."""
     pool = Pool("a", "b", max_running=1, environment={"MAX_WAITING": "0"})
     await pool.look()
     hang(pool, "a")
     running: asyncio.Task[object] = asyncio.create_task(pool.ask())
     await until(lambda: pool.taken() == [1, 0])
     pool.inner["b"].fail(GenerationFailed("sick"))
+    again = asyncio.create_task(pool.ask())
+    await until(lambda: pool.set.admission.line.waiting)
+    hang(pool, "b")
+    other: asyncio.Task[object] = asyncio.create_task(pool.ask())
+    await until(lambda: pool.taken() == [1, 1])
     with pytest.raises(Overloaded):
         await pool.ask()
     await gone(running)
+    assert "a says it." == (await again)[0]
+    await gone(other)
     assert [0, 0] == pool.taken()
 
 
