@@ -591,6 +591,27 @@ async def test_a_webhook_gets_every_chunk_and_the_end() -> None:
     assert all("x-fasttalk-signature" in exchange.headers for exchange in hook.exchanges)
 
 
+async def test_a_service_that_speaks_by_default() -> None:
+    """With SPEECH_ENABLED a client that knows nothing of speech has its answers handed on, and sees nothing of it."""
+    async with fake_server() as hook:
+
+        async def take(exchange: Exchange) -> None:
+            await exchange.answer(b"")
+
+        hook.answer = take
+        environment = {"TTS_ENDPOINTS": f"webhook={hook.url}", "SPEECH_ENABLED": "true"}
+        async with live_service(engine(), environment) as live, live.connect() as socket:
+            await start(socket)
+            await send(socket, "user_message", text="Hello")
+            heard = await hear(socket, silent=True)
+            async with asyncio.timeout(10):
+                while not (hook.exchanges and hook.exchanges[-1].json()["final"]):
+                    await asyncio.sleep(0.005)
+
+    assert {"token", "response_complete"} == set(heard.order)
+    assert len(hook.exchanges) >= 3
+
+
 async def test_a_drain_lets_a_whole_answer_be_heard(tts: FakeServer) -> None:
     """At a shutdown the connection is kept until what was said is heard, within the drain's time."""
     tts.answer = Slow(pieces=10)

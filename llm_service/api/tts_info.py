@@ -23,7 +23,7 @@ async def tts_info(request: Request) -> dict[str, Any]:
         return {"status": "error", "error": "no TTS is configured: set TTS_ENDPOINTS", "endpoints": {}}
     best = next((endpoint for endpoint in endpoints if endpoint.healthy), endpoints[0])
     return {
-        "base_url": best.synthesizer.address,
+        "base_url": best.synthesizer.url,
         "status": "online" if best.healthy else "error",
         "health_check": {"healthy": best.healthy, "problem": best.problem},
         "test_request": {"result": best.last_result},
@@ -36,7 +36,7 @@ def _told(endpoint: Endpoint) -> dict[str, Any]:
     working = endpoint.healthy and endpoint.breaker.state != "open"
     return {
         "kind": endpoint.synthesizer.kind,
-        "url": endpoint.synthesizer.address,
+        "url": endpoint.synthesizer.url,
         "formats": sorted(endpoint.synthesizer.formats),
         "healthy": endpoint.healthy,
         "problem": endpoint.problem,

@@ -1,5 +1,6 @@
 """What everything that speaks can do."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, Protocol, get_args
@@ -60,6 +61,11 @@ class Synthesizer(Protocol):
         ...
 
     @property
+    def url(self) -> str:
+        """The same for machines: its URL, without credentials; a program's name where it has none."""
+        ...
+
+    @property
     def formats(self) -> frozenset[AudioFormat]:
         """What the TTS can be asked for; none: its audio goes elsewhere, and `take` gets nothing."""
         ...
@@ -79,6 +85,11 @@ class Synthesizer(Protocol):
     async def aclose(self) -> None:
         """Release connections. A second call does nothing."""
         ...
+
+
+def without_credentials(url: str) -> str:
+    """Return a URL without the name and the password that it may carry."""
+    return re.sub(r"//[^/]*@", "//", url)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import msgspec
 from llm_service.engines.refusals import Refusal
 from llm_service.engines.transport import EngineClient, display_name
 from llm_service.errors import SpeechError, SpeechFailed, SpeechRejected
-from llm_service.speech.base import TakeAudio, speech_errors
+from llm_service.speech.base import TakeAudio, speech_errors, without_credentials
 
 _encode = msgspec.json.Encoder().encode
 
@@ -20,6 +20,7 @@ class SpeechClient:
         self, product: str, base_url: str, *, connect_timeout: float, silence: float, api_key: str = ""
     ) -> None:
         self.address = display_name(product, base_url)
+        self.url = without_credentials(base_url)
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         with speech_errors():
             self._client = EngineClient(

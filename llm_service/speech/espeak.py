@@ -28,7 +28,7 @@ class EspeakSynthesizer:
         """`voice` is the one for sessions that name none; empty: the language's own."""
         self._voice = voice
         self._silence = silence
-        self._program = program
+        self._program = self.url = program
 
     async def synthesize(self, utterance: Utterance, take: TakeAudio) -> None:
         """Hand the audio over as it comes.

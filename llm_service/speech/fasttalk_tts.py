@@ -17,7 +17,7 @@ from websockets.exceptions import ConnectionClosed, WebSocketException
 from llm_service.audio_format import AudioFormat
 from llm_service.engines.transport import display_name
 from llm_service.errors import ConfigurationError, SpeechFailed, SpeechRejected, SpeechTimeout, SpeechUnavailable
-from llm_service.speech.base import Kind, TakeAudio, Utterance
+from llm_service.speech.base import Kind, TakeAudio, Utterance, without_credentials
 from llm_service.speech.client import SpeechClient
 from llm_service.speech.reaching import reach
 
@@ -44,7 +44,7 @@ class FastTalkSynthesizer:
         self._voice = voice
         self._connect_timeout = connect_timeout
         self._silence = silence
-        self.address = display_name("FastTalk TTS", url)
+        self.address, self.url = display_name("FastTalk TTS", url), without_credentials(url)
         self._folder: Path | None = None
         self._client: SpeechClient | None = None
         if files.startswith(("http://", "https://")):
@@ -137,7 +137,10 @@ class FastTalkSynthesizer:
         if not _NAME.fullmatch(name):
             raise SpeechFailed(f"{self.address} answered with no name of a file")
         if self._client is not None:
-            return await self._client.get(f"/{quote(name)}")
+            try:
+                return await self._client.get(f"/{quote(name)}")
+            except SpeechRejected:
+                raise SpeechFailed(f"the file that {self.address} names is not at TTS_FILES") from None
         assert self._folder is not None
         return await asyncio.to_thread(_read, self._folder / name, self.address)
 

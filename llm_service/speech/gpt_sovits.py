@@ -32,7 +32,7 @@ class GPTSoVITSSynthesizer:
     def __init__(self, base_url: str, *, reference: Reference, connect_timeout: float, silence: float) -> None:
         self._client = SpeechClient("GPT-SoVITS", base_url, connect_timeout=connect_timeout, silence=silence)
         self._reference = reference
-        self.address = self._client.address
+        self.address, self.url = self._client.address, self._client.url
 
     async def synthesize(self, utterance: Utterance, take: TakeAudio) -> None:
         """Hand the audio over as it comes.
@@ -80,7 +80,7 @@ class GPTSoVITSv2Synthesizer:
             )
         self._client = SpeechClient("GPT-SoVITS", base_url, connect_timeout=connect_timeout, silence=silence)
         self._reference = reference
-        self.address = self._client.address
+        self.address, self.url = self._client.address, self._client.url
 
     async def synthesize(self, utterance: Utterance, take: TakeAudio) -> None:
         """Hand the audio over as it comes.

@@ -22,7 +22,7 @@ class OpenAISynthesizer:
         )
         self._model = model
         self._voice = voice
-        self.address = self._client.address
+        self.address, self.url = self._client.address, self._client.url
 
     async def synthesize(self, utterance: Utterance, take: TakeAudio) -> None:
         """Hand the audio over as it comes.
@@ -65,7 +65,7 @@ class OPEASynthesizer:
 
     def __init__(self, base_url: str, *, connect_timeout: float, silence: float) -> None:
         self._client = SpeechClient("the TTS of OPEA", base_url, connect_timeout=connect_timeout, silence=silence)
-        self.address = self._client.address
+        self.address, self.url = self._client.address, self._client.url
 
     async def synthesize(self, utterance: Utterance, take: TakeAudio) -> None:
         """Hand the audio over as it comes.

@@ -38,11 +38,10 @@ class WebhookSynthesizer:
 
     def __init__(self, url: str, *, secret: str, connect_timeout: float, silence: float) -> None:
         self._client = SpeechClient("the webhook", url, connect_timeout=connect_timeout, silence=silence)
-        self._url = url
         self._path = "" if httpx.URL(url).path.strip("/") else "/"
         self._secret = secret
         self._connect_timeout = connect_timeout
-        self.address = self._client.address
+        self.address, self.url = self._client.address, self._client.url
 
     async def synthesize(self, utterance: Utterance, take: TakeAudio) -> None:  # noqa: ARG002 - none comes
         """Hand the chunk on.
@@ -76,7 +75,7 @@ class WebhookSynthesizer:
         Raises:
             SpeechUnavailable: nobody listens there.
         """
-        await reach(self._url, self.address, timeout=self._connect_timeout)
+        await reach(self.url, self.address, timeout=self._connect_timeout)
 
     async def aclose(self) -> None:
         await self._client.aclose()

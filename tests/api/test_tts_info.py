@@ -33,6 +33,7 @@ async def test_a_tts_that_is_well_is_said_to_be(kind: str) -> None:
             await live.service.speech.check()
             body = await info(live)
 
+    assert tts.url == body["base_url"]
     assert {"base_url", "status", "health_check", "test_request", "endpoints"} == set(body)
     assert ("online", True) == (body["status"], body["health_check"]["healthy"])
     assert ["WORKING"] == [each["post_status"]["result"] for each in body["endpoints"].values()]
@@ -53,6 +54,7 @@ async def test_one_of_two_is_down() -> None:
     assert "online" == body["status"]
     assert [False, True] == [each["healthy"] for each in body["endpoints"].values()]
     assert "connected to" in body["endpoints"]["1-opea"]["post_status"]["result"]
+    assert f"{tts.url}/v1" == body["base_url"]
     assert "password" not in str(body)
 
 

@@ -28,7 +28,7 @@ class Fake:
         formats: frozenset[AudioFormat] = WAV,
     ) -> None:
         self.kind: Kind = kind
-        self.address = f"the {kind}"
+        self.address = self.url = f"the {kind}"
         self.formats = formats
         self.parts = parts
         self.error = error

@@ -50,6 +50,20 @@ async def test_the_file_is_fetched_by_http(tmp_path: Path, tts: FakeServer) -> N
     assert ["/audio/1.mp3"] == [exchange.path for exchange in tts.exchanges]
 
 
+async def test_a_url_that_does_not_serve_its_files(tmp_path: Path, tts: FakeServer) -> None:
+    """The setting is named, not the voice."""
+
+    async def nothing(exchange: Exchange) -> None:
+        await exchange.answer(b"", 404)
+
+    tts.answer = nothing
+    async with doubles.fasttalk_tts(tmp_path) as double:
+        speaker = synthesizer(double.url, tts.url)
+        with pytest.raises(SpeechFailed, match="TTS_FILES"):
+            await spoken(speaker)
+        await speaker.aclose()
+
+
 @pytest.mark.parametrize("files", ["", "/no/such/folder"])
 def test_without_a_way_to_its_files_the_start_says_so(files: str) -> None:
     """Neither a mount nor a URL: the audio would never be found."""
