@@ -8,7 +8,6 @@ from llm_service.speech.base import Kind, TakeAudio, Utterance
 from llm_service.speech.client import SpeechClient
 
 _LANGUAGES = frozenset({"zh", "en", "ja", "ko", "yue"})
-_WAV: frozenset[AudioFormat] = frozenset({"pcm", "wav"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +22,32 @@ class Reference:
     language: str = ""
 
 
-class GPTSoVITSSynthesizer:
-    """The first API: everything at `/`, and one WAV at the end unless the process streams."""
+class _GPTSoVITS:
+    """What both APIs have in common."""
 
-    kind: Kind = "gpt_sovits"
-    formats = _WAV
+    formats: frozenset[AudioFormat] = frozenset({"pcm", "wav"})
 
     def __init__(self, base_url: str, *, reference: Reference, connect_timeout: float, silence: float) -> None:
         self._client = SpeechClient("GPT-SoVITS", base_url, connect_timeout=connect_timeout, silence=silence)
         self._reference = reference
         self.address, self.url = self._client.address, self._client.url
+
+    async def ping(self) -> None:
+        """Ask for /health, which OPEA's fork has; elsewhere 404 is an answer, too. `/` would be a synthesis: HTTP 500.
+
+        Raises:
+            SpeechError: nobody answers.
+        """
+        await self._client.answers("/health")
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+
+class GPTSoVITSSynthesizer(_GPTSoVITS):
+    """The first API: everything at `/`, and one WAV at the end unless the process streams."""
+
+    kind: Kind = "gpt_sovits"
 
     async def synthesize(self, utterance: Utterance, take: TakeAudio) -> None:
         """Hand the audio over as it comes.
@@ -50,19 +65,8 @@ class GPTSoVITSSynthesizer:
             body |= {"refer_wav_path": given.path, "prompt_text": given.text, "prompt_language": given.language}
         await self._client.post("/", body, take)
 
-    async def ping(self) -> None:
-        """Ask for /health, which the fork has; elsewhere 404 is an answer, too. `/` would speak nothing: HTTP 500.
 
-        Raises:
-            SpeechError: nobody answers.
-        """
-        await self._client.answers("/health")
-
-    async def aclose(self) -> None:
-        await self._client.aclose()
-
-
-class GPTSoVITSv2Synthesizer:
+class GPTSoVITSv2Synthesizer(_GPTSoVITS):
     """api_v2: `/tts`, streamed as a WAV header of no length and then raw samples.
 
     Raises:
@@ -70,7 +74,6 @@ class GPTSoVITSv2Synthesizer:
     """
 
     kind: Kind = "gpt_sovits_v2"
-    formats = _WAV
 
     def __init__(self, base_url: str, *, reference: Reference, connect_timeout: float, silence: float) -> None:
         if not (reference.path and reference.language):
@@ -78,9 +81,7 @@ class GPTSoVITSv2Synthesizer:
                 "TTS_ENDPOINTS names a gpt_sovits_v2: set TTS_REFERENCE_AUDIO (a path on its machine) and "
                 "TTS_REFERENCE_LANGUAGE, which its /tts cannot do without"
             )
-        self._client = SpeechClient("GPT-SoVITS", base_url, connect_timeout=connect_timeout, silence=silence)
-        self._reference = reference
-        self.address, self.url = self._client.address, self._client.url
+        super().__init__(base_url, reference=reference, connect_timeout=connect_timeout, silence=silence)
 
     async def synthesize(self, utterance: Utterance, take: TakeAudio) -> None:
         """Hand the audio over as it comes.
@@ -101,17 +102,6 @@ class GPTSoVITSv2Synthesizer:
             "streaming_mode": True,
         }
         await self._client.post("/tts", body, take)
-
-    async def ping(self) -> None:
-        """Ask for a path that it does not have: 404 is an answer, and has nothing spoken.
-
-        Raises:
-            SpeechError: nobody answers.
-        """
-        await self._client.answers("/health")
-
-    async def aclose(self) -> None:
-        await self._client.aclose()
 
 
 def _language(tag: str) -> str:
