@@ -8,10 +8,10 @@ import structlog
 
 from llm_service.effects import Condense
 from llm_service.engines.base import Engine, timed
-from llm_service.errors import FastTalkError
+from llm_service.errors import CircuitOpen, FastTalkError, Overloaded
 from llm_service.generation import Delta, GenerationRequest
 from llm_service.idle_work import IdleWork, Preempted
-from llm_service.metrics import AsideKind, Metrics
+from llm_service.metrics import AsideKind, AsideOutcome, Metrics
 
 # Times that a summary is begun anew because a turn came in between or the engine failed.
 CONDENSE_TRIES = 3
@@ -22,15 +22,32 @@ _log = structlog.get_logger(__name__)
 
 
 class Asides:
-    """Runs them as tasks that `spawn` makes, in the engine's idle time; `stop` must come last before those end."""
+    """Runs them as tasks that `spawn` makes, in the engine's idle time; `stop` must come last before those end.
 
-    __slots__ = ("_chores", "_engine", "_idle_work", "_metrics", "_spawn", "_stops", "_to_warm", "_warming")
+    `reads_on` says whether the engine goes on reading a prompt that nobody wants any more: what was preempted there has
+    cost a turn time, and would do so again.
+    """
 
-    def __init__(self, spawn: Spawn, engine: Engine, idle_work: IdleWork, metrics: Metrics) -> None:
+    __slots__ = (
+        "_chores",
+        "_engine",
+        "_idle_work",
+        "_metrics",
+        "_reads_on",
+        "_spawn",
+        "_stops",
+        "_to_warm",
+        "_warming",
+    )
+
+    def __init__(
+        self, spawn: Spawn, engine: Engine, idle_work: IdleWork, metrics: Metrics, *, reads_on: bool = False
+    ) -> None:
         self._spawn = spawn
         self._engine = engine
         self._idle_work = idle_work
         self._metrics = metrics
+        self._reads_on = reads_on
         self._chores: set[asyncio.Task[None]] = set()
         # How often all were stopped: what was begun before the last time does nothing more.
         self._stops = 0
@@ -51,7 +68,10 @@ class Asides:
             self._warming = None
 
     def condense(self, effect: Condense, done: Callable[[str | None], None]) -> None:
-        """Have dropped turns condensed; `done` gets the engine's text, or None if there will be none."""
+        """Have dropped turns condensed.
+
+        `done` gets the engine's text, "" if it failed, or None if it is not to be asked for now.
+        """
         self._start(self._condense(effect.request, done))
 
     def stop(self) -> None:
@@ -77,16 +97,20 @@ class Asides:
 
     async def _condense(self, request: GenerationRequest, done: Callable[[str | None], None]) -> None:
         stops = self._stops
-        text = None
+        text = ""
         for _ in range(CONDENSE_TRIES):
-            text = await self._generate("summary", request)
-            if text is not None or stops != self._stops:
+            outcome, text = await self._generate("summary", request)
+            if stops != self._stops:
+                return
+            if outcome == "skipped" or (outcome == "preempted" and self._reads_on):
+                done(None)
+                return
+            if outcome == "finished":
                 break
-        if stops == self._stops:
-            done(text)
+        done(text)
 
-    async def _generate(self, kind: AsideKind, request: GenerationRequest) -> str | None:
-        """Return what the engine says; None if it failed or a turn came first."""
+    async def _generate(self, kind: AsideKind, request: GenerationRequest) -> tuple[AsideOutcome, str]:
+        """Return what came of it, counted, and what the engine said if it finished."""
         pieces: list[str] = []
 
         def take(delta: Delta) -> None:
@@ -94,14 +118,19 @@ class Asides:
                 pieces.append(delta.text)
 
         request = msgspec.structs.replace(request, background=True)
+        outcome: AsideOutcome = "failed"
         try:
             await self._idle_work.run(lambda: self._engine.generate(request, timed(take)))
+            outcome = "finished"
         except Preempted:
-            self._metrics.count_aside(kind, "preempted")
+            outcome = "preempted"
+        except asyncio.CancelledError:
+            outcome = "preempted"
+            raise
+        except (CircuitOpen, Overloaded):
+            outcome = "skipped"
         except FastTalkError as error:
-            self._metrics.count_aside(kind, "failed")
             _log.info("aside_failed", kind=kind, code=error.code, reason=error.message)
-        else:
-            self._metrics.count_aside(kind, "finished")
-            return "".join(pieces)
-        return None
+        finally:
+            self._metrics.count_aside(kind, outcome)
+        return outcome, "".join(pieces) if outcome == "finished" else ""

@@ -13,7 +13,7 @@ EARLY = 0.8
 class Condenser:
     """Of one conversation. `max_tokens` is what a summary may have."""
 
-    __slots__ = ("_answer", "_conversation", "_early", "_failed", "_job", "_max_tokens")
+    __slots__ = ("_answer", "_conversation", "_early", "_failed", "_job", "_max_tokens", "_skipped_at")
 
     def __init__(self, conversation: Conversation, *, max_tokens: int) -> None:
         self._conversation = conversation
@@ -22,12 +22,19 @@ class Condenser:
         self._answer: tuple[Condensation, str] | None = None
         self._failed = 0  # in a row
         self._early = True
+        self._skipped_at: int | None = None  # how many turns had been dropped when the engine was not to be asked
 
     def answered(self, job: Condensation, text: str) -> None:
         """Take what the engine said; it counts from the next `settle` on, and only for the history it was made of."""
         if job is self._job:
             self._job = None
             self._answer = (job, text)
+
+    def skipped(self, job: Condensation) -> None:
+        """Take note that the engine is not to be asked for this: nothing is, until more turns are dropped."""
+        if job is self._job:
+            self._job = None
+            self._skipped_at = self._conversation.dropped_turns
 
     def settle(self) -> None:
         """Let the summary stand that is ready, if any; no turn may be open."""
@@ -59,6 +66,8 @@ class Condenser:
         if self._job is not None or not choices.summarizes:
             return None
         conversation = self._conversation
+        if self._skipped_at == conversation.dropped_turns:
+            return None
         turns = conversation.dropped
         if self._early:
             turns = conversation.condensable(

@@ -190,6 +190,11 @@ class Settings(BaseSettings):
     warm_prompts: bool = Field(
         False, description="let partial_message warm the engine's prompt cache in sessions that do not choose"
     )
+    aside_read_seconds: Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)] = Field(
+        1.0,
+        description="seconds that Ollama, which can't be stopped while it reads a prompt, may need for one that is for "
+        "no user; longer ones are not begun",
+    )
     tool_timeout: Seconds = Field(60.0, description="seconds a client may take for the results of tool calls")
     resume_window: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = Field(
         120.0, description="seconds in which a client that lost its connection gets what it missed; 0: never"

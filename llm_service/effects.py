@@ -64,7 +64,7 @@ class StopAsides:
 
 @dataclass(frozen=True, slots=True)
 class Condense:
-    """Ask the engine when no turn needs it, and feed all it says, or None, into `condensed`."""
+    """Ask the engine when no turn needs it, and feed all it says, "" or None into `condensed`."""
 
     job: Condensation
     request: GenerationRequest

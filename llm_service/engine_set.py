@@ -46,6 +46,11 @@ class EngineSet:
             inner, retries=settings.engine_retries, budget=settings.retry_budget, retried=self._retried
         )
 
+    @property
+    def reads_on(self) -> bool:
+        """Whether one of them goes on reading a prompt that nobody wants any more."""
+        return any(each.engine.reads_on for each in self.protected)
+
     def statistics(self, now: float) -> dict[str, object]:
         """Return how the engines stand, and the line of those who wait for one, for `/stats`."""
         line = self.admission.line

@@ -32,6 +32,7 @@ from llm_service.outbox import Outbox
 from llm_service.records import SessionRecord
 from llm_service.session import Session, SessionState
 from llm_service.speaking import Speaking, SpeechDesk
+from llm_service.summary import Condensation
 
 # Whatever else a client may be told of events it cannot be sent.
 NO_LAST_SEQ = "last_seq was not given: events that were missed are not sent again; the conversation goes on"
@@ -70,6 +71,7 @@ class Listener(Protocol):
 class Workplace:
     """What all sessions of a process work with.
 
+    `reads_on` says whether the engine goes on reading a prompt that nobody wants any more.
     `note_error` hears of every error a client is told of; `started`, `settled` and `ended` of every session that
     begins, of every response's end, and of every session that its client ended or that expired.
     """
@@ -77,6 +79,7 @@ class Workplace:
     engine: Engine
     metrics: Metrics
     idle_work: IdleWork
+    reads_on: bool
     note_error: Callable[[events.ErrorBody], None]
     max_pending_bytes: int
     replay_bytes: int
@@ -119,7 +122,9 @@ class LiveSession:
         self._listener: Listener | None = None
         self._log = _log.bind()  # the module's own is made anew for every line, heard or not
         self._tasks: set[asyncio.Task[None]] = set()
-        self._asides = Asides(self._spawn, workplace.engine, workplace.idle_work, workplace.metrics)
+        self._asides = Asides(
+            self._spawn, workplace.engine, workplace.idle_work, workplace.metrics, reads_on=workplace.reads_on
+        )
         self._responder: asyncio.Task[None] | None = None
         self._speaking: Speaking | None = None  # made for the first response that is spoken
         self._one_at_a_time = asyncio.Lock()
@@ -250,9 +255,12 @@ class LiveSession:
             case Warm(request):
                 self._asides.warm(request)
             case Condense(job):
-                self._asides.condense(effect, partial(self.session.condensed, job))
+                self._asides.condense(effect, partial(self._condensed, job))
             case StopAsides():
                 self._asides.stop()
+
+    def _condensed(self, job: Condensation, text: str | None) -> None:
+        self.carry_out(self.session.condensed(job, text))
 
     def _send(self, event: events.ServerEvent) -> None:
         if isinstance(event, events.SessionStarted):

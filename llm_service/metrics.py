@@ -28,7 +28,7 @@ BreakerState = Literal["closed", "half_open", "open"]
 ResumeOutcome = Literal["whole", "gap", "unknown", "failed"]
 FailoverMoment = Literal["before", "after"]
 AsideKind = Literal["summary", "warm"]
-AsideOutcome = Literal["finished", "failed", "preempted"]
+AsideOutcome = Literal["finished", "failed", "preempted", "skipped"]
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 OTHER: Final = "other"
@@ -177,7 +177,10 @@ class Metrics:
         self._trims.inc()
 
     def count_aside(self, kind: AsideKind, outcome: AsideOutcome) -> None:
-        """Count a generation that no user waited for."""
+        """Count a generation that no user waited for.
+
+        One is preempted if a turn came first or its session ended, and skipped if the engine was not asked.
+        """
         self._asides[kind, outcome].inc()
 
     def count_resume(self, outcome: ResumeOutcome) -> None:

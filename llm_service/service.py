@@ -257,6 +257,7 @@ class Service:
             engine=self.engines.engine,
             metrics=self.metrics,
             idle_work=self.idle_work,
+            reads_on=self.engines.reads_on,
             note_error=self.note_error,
             max_pending_bytes=settings.max_pending_bytes,
             replay_bytes=settings.resume_buffer_bytes,

@@ -321,11 +321,16 @@ class Session:
         )
         return self.failed(response.number, error, now)
 
-    def condensed(self, job: Condensation, text: str | None) -> None:
-        """Take what the engine made of dropped turns; None: nothing."""
-        self._condenser.answered(job, text or "")
-        if self._response is None:
-            self._condenser.settle()
+    def condensed(self, job: Condensation, text: str | None) -> list[Effect]:
+        """Take what the engine made of turns, which are dropped with it; None: it is not to be asked for now."""
+        if text is None:
+            self._condenser.skipped(job)
+            return []
+        self._condenser.answered(job, text)
+        if self._response is not None:
+            return []
+        self._condenser.settle()
+        return self._dropped()
 
     def expire(self, now: float) -> list[Effect]:
         """End the session because its client has been silent for too long; there may be none to end."""

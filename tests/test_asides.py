@@ -5,7 +5,7 @@ from prometheus_client import CollectorRegistry
 
 from llm_service.asides import CONDENSE_TRIES, Asides
 from llm_service.effects import Condense
-from llm_service.errors import EngineTimeout
+from llm_service.errors import CircuitOpen, EngineTimeout, FastTalkError, Overloaded
 from llm_service.generation import Delta, Finish, GenerationRequest, Message, SamplingParams, Sink
 from llm_service.idle_work import IdleWork
 from llm_service.metrics import Metrics
@@ -18,12 +18,13 @@ def _request(text: str) -> GenerationRequest:
 
 
 class Engine:
-    """Says each prompt back once it is let go; `failures` are raised first."""
+    """Says each prompt back once it is let go; so many `failures` are raised first."""
 
-    def __init__(self, failures: int = 0) -> None:
+    def __init__(self, failures: int = 0, error: FastTalkError | None = None) -> None:
         self.asked: list[str] = []
         self.go_on = asyncio.Event()
         self.failures = failures
+        self.error = error or EngineTimeout("silent")
         self.stopped = 0
 
     async def generate(self, request: GenerationRequest, sink: Sink) -> Finish:
@@ -35,7 +36,7 @@ class Engine:
             raise
         if self.failures:
             self.failures -= 1
-            raise EngineTimeout("silent")
+            raise self.error
         sink.take(Delta("hm", thinking=True))
         sink.take(Delta(request.messages[0].content))
         return Finish("stop")
@@ -44,10 +45,11 @@ class Engine:
 class Bench:
     """Asides with all they need."""
 
-    def __init__(self, tasks: asyncio.TaskGroup, engine: Engine) -> None:
+    def __init__(self, tasks: asyncio.TaskGroup, engine: Engine, *, reads_on: bool = False) -> None:
         self.registry = CollectorRegistry()
         self.idle = IdleWork()
-        self.asides = Asides(tasks.create_task, engine, self.idle, Metrics(self.registry))  # type: ignore[arg-type]
+        metrics = Metrics(self.registry)
+        self.asides = Asides(tasks.create_task, engine, self.idle, metrics, reads_on=reads_on)  # type: ignore[arg-type]
 
     def count(self, kind: str, outcome: str) -> float | None:
         return self.registry.get_sample_value("fasttalk_asides_total", {"kind": kind, "outcome": outcome})
@@ -88,6 +90,41 @@ async def test_warming_is_dropped_for_the_real_message() -> None:
         await _soon()
         engine.go_on.set()
     assert ["a", "c"] == engine.asked
+    assert (1, 1) == (bench.count("warm", "preempted"), bench.count("warm", "finished"))
+
+
+async def test_a_summary_that_cost_a_turn_time_is_not_begun_anew() -> None:
+    """Where the engine reads on, a turn that stops it ends it: nothing is to be asked for now."""
+    engine = Engine()
+    found: list[str | None] = []
+    async with asyncio.TaskGroup() as tasks:
+        bench = Bench(tasks, engine, reads_on=True)
+        bench.asides.condense(_condense("s"), found.append)
+        await _soon()
+        with bench.idle.turn():
+            await _soon()
+        engine.go_on.set()
+    assert (["s"], [None]) == (engine.asked, found)
+    assert 1 == bench.count("summary", "preempted")
+
+
+@pytest.mark.parametrize("error", [Overloaded("not now"), CircuitOpen("not now")])
+async def test_what_the_engine_was_not_asked_for(error: FastTalkError) -> None:
+    """It is skipped, and the summary not tried again; the next partial message is a prompt of its own."""
+    engine = Engine(failures=2, error=error)
+    engine.go_on.set()
+    found: list[str | None] = []
+    async with asyncio.TaskGroup() as tasks:
+        bench = Bench(tasks, engine)
+        bench.asides.condense(_condense("s"), found.append)
+        bench.asides.warm(_request("a"))
+        await _soon()
+        bench.asides.warm(_request("b"))
+    assert (["s", "a", "b"], [None]) == (engine.asked, found)
+    assert (1, 1, 1) == tuple(
+        bench.count(kind, outcome)
+        for kind, outcome in [("summary", "skipped"), ("warm", "skipped"), ("warm", "finished")]
+    )
 
 
 async def test_a_turn_of_another_session_comes_first() -> None:
@@ -109,14 +146,14 @@ async def test_a_turn_of_another_session_comes_first() -> None:
 
 
 async def test_a_summary_that_fails_is_tried_again_and_then_none() -> None:
-    """After the last try there is no summary, and nothing else happens."""
+    """After the last try the summary is empty."""
     engine = Engine(failures=CONDENSE_TRIES)
     found: list[str | None] = []
     engine.go_on.set()
     async with asyncio.TaskGroup() as tasks:
         bench = Bench(tasks, engine)
         bench.asides.condense(_condense("s"), found.append)
-    assert (CONDENSE_TRIES, [None]) == (len(engine.asked), found)
+    assert (CONDENSE_TRIES, [""]) == (len(engine.asked), found)
     assert CONDENSE_TRIES == bench.count("summary", "failed")
 
 
@@ -131,6 +168,7 @@ async def test_all_is_stopped_with_the_session() -> None:
         await _soon()
         bench.asides.stop()
     assert (1, []) == (engine.stopped, found)
+    assert 1 == bench.count("summary", "preempted")
     assert bench.idle.idle
 
 

@@ -100,6 +100,29 @@ def test_what_is_forgotten_is_not_taken() -> None:
     assert ("", [], 8) == (talk.conversation.summary, talk.conversation.dropped, len(talk.conversation.turns))
 
 
+def test_what_is_skipped_is_left_until_more_is_dropped() -> None:
+    """It counts as no failure; once a trim has dropped turns, these are to be condensed."""
+    talk = Talk(8)
+    job = talk.job()
+    talk.condenser.skipped(job)
+    for _ in range(MAX_FAILED + 1):
+        talk.condenser.settle()
+        assert None is talk.condenser.next(CHOICES)
+    talk.condenser.answered(job, "They talked.")
+    talk.condenser.settle()
+    assert ("", 8) == (talk.conversation.summary, len(talk.conversation.turns))
+
+    talk.conversation.begin("q", context_window=1024, max_tokens=100, tokens=300)
+    talk.conversation.commit("a", usage=Usage(prompt_tokens=600, completion_tokens=20))
+    again = talk.job()
+    assert talk.conversation.dropped == list(again.turns)
+    talk.condenser.skipped(job)  # one of before says nothing of this one
+    assert None is talk.condenser.next(CHOICES)
+    talk.condenser.answered(again, "They talked.")
+    talk.condenser.settle()
+    assert "They talked." == talk.conversation.summary
+
+
 def test_a_window_too_small_to_read_them_in() -> None:
     """Turns that no request has room for are left as they are."""
     talk = Talk(4)

@@ -126,6 +126,28 @@ async def test_a_partial_message_is_read_ahead() -> None:
         assert 1 == await _metric(live, 'fasttalk_asides_total{kind="warm"')
 
 
+async def test_what_ollama_would_read_for_long_is_not_begun() -> None:
+    """Nothing is known of how fast it reads: neither a partial message nor dropped turns reach it, and turns do."""
+    engine = ScriptedEngine(_echo, tokens_per_second=2000, models=(), name="ollama")
+    async with (
+        live_service(engine, {"DEFAULT_CONTEXT_WINDOW": "600"}, context_window=600) as live,
+        live.connect() as socket,
+    ):
+        await start(socket, max_tokens=60, context_strategy="summarize", warm=True)
+        for number in range(24):
+            await send(socket, "partial_message", text=f"{number}")
+            async with asyncio.timeout(5):
+                while await _metric(live, 'fasttalk_asides_total{kind="warm",outcome="skipped"}') <= number:
+                    await asyncio.sleep(0.001)
+            answer = await ask(socket, f"{number} {TOLD}")
+            assert "response_complete" == answer.terminal["type"]
+        assert answer.terminal["stats"]["context"]["dropped"] > 0
+        skipped = await _metric(live, 'fasttalk_asides_total{kind="summary",outcome="skipped"}')
+        # Once before the first trim, and once after each.
+        assert 2 <= skipped <= 1 + await _metric(live, "fasttalk_context_trims_total")
+        assert 24 == len(engine.requests)
+
+
 async def test_what_is_dropped_is_told_and_condensed() -> None:
     """Dropped turns are counted in stats and metrics, and their summary stands in the prompts that follow."""
     engine = _engine()
@@ -297,3 +319,25 @@ class TestOllama:
             assert before == await engine.loaded()
         (window,) = before.values()
         assert 512 == window
+
+    @pytest.mark.parametrize(("seconds", "outcome"), [("0", "skipped"), ("60", "finished")])
+    async def test_what_no_user_waits_for(self, ollama_server: OllamaServer, seconds: str, outcome: str) -> None:
+        """A prompt is read ahead if Ollama has read it within ASIDE_READ_SECONDS, as it tells how fast it reads."""
+        async with (
+            live_service(
+                OllamaEngine(ollama_server.url),
+                {"ASIDE_READ_SECONDS": seconds},
+                model=ollama_server.model,
+                context_window=512,
+            ) as live,
+            live.connect() as socket,
+        ):
+            await start(socket, max_tokens=4, temperature=0.0, warm=True)
+            await ask(socket, "Hello.")
+            await send(socket, "partial_message", text=TOLD)
+            name = f'fasttalk_asides_total{{kind="warm",outcome="{outcome}"}}'
+            async with asyncio.timeout(60):
+                while not await _metric(live, name):
+                    await asyncio.sleep(0.02)
+            assert 1 == await _metric(live, 'fasttalk_asides_total{kind="warm"')
+            assert "response_complete" == (await ask(socket, "Hello.")).terminal["type"]

@@ -600,8 +600,10 @@ def test_a_partial_message_warms_where_it_is_asked_for() -> None:
 # Summaries
 
 
-def _condensing() -> tuple[Session, Condense]:
+def _condensing(config: SessionConfig | None = None) -> tuple[Session, Condense]:
     session = _long(3, context_strategy="summarize")
+    if config is not None:
+        session.receive(UpdateConfig(config=config), 2.5)
     session.receive(UserMessage(text="aaaa " * 100), 3.0)
     assert session.running is not None
     effects = session.finished(session.running, Finish("stop", Usage(814, 3)), 4.0)
@@ -616,7 +618,8 @@ def test_what_is_dropped_is_condensed() -> None:
     before = session.conversation.turns
     count = len(condense.job.turns)
     assert before[:count] == condense.job.turns
-    session.condensed(condense.job, "They said a lot.")
+    (dropped,) = session.condensed(condense.job, "They said a lot.")
+    assert Dropped(session.conversation.dropped_tokens) == dropped  # told now: there may be no other turn
     assert before[count:] == session.conversation.turns
     request = _request(session.receive(UserMessage(text="two"), 5.0))
     assert request.messages[0].content.endswith("They said a lot.")
@@ -627,11 +630,42 @@ def test_a_summary_waits_for_the_end_of_a_turn() -> None:
     """One that is ready while a response runs stands in the prompt after it."""
     session, condense = _condensing()
     session.receive(UserMessage(text="two"), 5.0)
-    session.condensed(condense.job, "They said a lot.")
+    assert [] == session.condensed(condense.job, "They said a lot.")
     assert "" == session.conversation.summary
     assert session.running is not None
-    session.finished(session.running, STOPPED, 6.0)
+    later = session.finished(session.running, STOPPED, 6.0)
     assert "They said a lot." == session.conversation.summary
+    assert Dropped(session.conversation.dropped_tokens) in later
+
+
+def test_a_summary_asks_for_text_alone() -> None:
+    """The engine neither thinks nor calls a tool for it, whatever the session's answers do."""
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}]
+    config = SessionConfig.model_validate({"max_tokens": 10, "think": True, "tools": tools})
+    _, condense = _condensing(config)
+    request = condense.request
+    assert (False, (), "") == (request.think, request.tools, request.session_id)
+
+
+def test_a_summary_that_is_not_to_be_asked_for() -> None:
+    """Nothing changes, and the engine is not asked again until more turns are dropped."""
+    session, condense = _condensing()
+    assert [] == session.condensed(condense.job, None)
+    assert ("", 4, 0) == (
+        session.conversation.summary,
+        len(session.conversation.turns),
+        session.conversation.dropped_turns,
+    )
+    for attempt in range(5):  # more often than failures are suffered
+        session.receive(UserMessage(text="two"), 5.0 + attempt)
+        assert session.running is not None
+        later = session.finished(session.running, STOPPED, 5.5 + attempt)
+        assert not any(isinstance(effect, Condense) for effect in later)
+    session.receive(UserMessage(text="aaaa " * 100), 11.0)
+    assert session.running is not None
+    later = session.finished(session.running, STOPPED, 12.0)
+    (again,) = (effect for effect in later if isinstance(effect, Condense))
+    assert session.conversation.dropped[0] is again.job.turns[0]
 
 
 @pytest.mark.parametrize("text", ["", "  ", "x" * 3000])
@@ -669,7 +703,7 @@ def test_summaries_that_fail_again_and_again_are_given_up() -> None:
     """After three failures in a row history is only trimmed, as under the strategy trim."""
     session, condense = _condensing()
     for attempt in range(3):
-        session.condensed(condense.job, None)
+        assert [] == session.condensed(condense.job, "")
         session.receive(UserMessage(text="two"), 5.0 + attempt)
         assert session.running is not None
         later = session.finished(session.running, STOPPED, 6.0)

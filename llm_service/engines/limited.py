@@ -95,11 +95,18 @@ class LimitedEngine(EngineWrapper):
     """An engine that is asked by those alone who have one of its permits.
 
     With `reading` it is one that goes on reading a prompt after its client has left: the permit is kept until it is
-    reckoned to have finished, and who comes next is given that time if the reckoning was wrong.
+    reckoned to have finished, and who comes next is given that time if the reckoning was wrong. What no user waits for
+    is begun only where it is reckoned to be read within `aside_seconds`: a turn may come at any moment.
     """
 
     def __init__(
-        self, engine: Engine, permits: Permits, admission: Admission, *, reading: PromptReading | None = None
+        self,
+        engine: Engine,
+        permits: Permits,
+        admission: Admission,
+        *,
+        reading: PromptReading | None = None,
+        aside_seconds: float = 0.0,
     ) -> None:
         super().__init__(engine)
         self.permits = permits
@@ -107,13 +114,20 @@ class LimitedEngine(EngineWrapper):
         self._admission = admission
         self._line = admission.line
         self._reading = reading
+        self._aside_seconds = aside_seconds
         self._unsure_until = 0.0
+
+    @property
+    def reads_on(self) -> bool:
+        """Whether it goes on reading a prompt that nobody wants any more."""
+        return self._reading is not None
 
     async def generate(self, request: GenerationRequest, sink: Sink) -> Finish:
         """Hand the answer to `sink`, as the engine does, once there is a permit.
 
         Raises:
-            Overloaded: there was none; `retry_after` says when to come back.
+            Overloaded: there was none, and `retry_after` says when to come back; or no user waits for it and it would
+                be in the way of those who may come.
         """
         permits = self.permits
         if permits.taken < permits.limit:
@@ -126,6 +140,12 @@ class LimitedEngine(EngineWrapper):
         """Do the same with a permit that was taken for it, and give it back."""
         began = monotonic()
         reading, keep = self._reading, 0.0
+        if reading is not None and request.background and not self._read_soon(reading, request, began):
+            self._line.give_back(self.permits)
+            raise Overloaded(
+                "the engine can't be stopped while it reads this prompt, and would not have read it within "
+                f"{self._aside_seconds:g} seconds (ASIDE_READ_SECONDS), while no user waits for it"
+            )
         if reading is not None and began < self._unsure_until:
             request = msgspec.structs.replace(request, patience=self._unsure_until - began)
         try:
@@ -145,6 +165,10 @@ class LimitedEngine(EngineWrapper):
                 asyncio.get_running_loop().call_later(keep, self._finished_reading)
             else:
                 self._line.give_back(self.permits)
+
+    def _read_soon(self, reading: PromptReading, request: GenerationRequest, now: float) -> bool:
+        needs = reading.seconds(request.messages)
+        return needs is not None and needs <= self._aside_seconds and now >= self._unsure_until
 
     def _keep(self, reading: PromptReading, request: GenerationRequest, since: float) -> float:
         """Return for how many seconds more the engine is reckoned to read a prompt it was asked `since` seconds ago."""

@@ -94,6 +94,7 @@ def protect(
         permits,
         line,
         reading=PromptReading(permits.limit) if provider == "ollama" else None,
+        aside_seconds=settings.aside_read_seconds,
     )
     return ProtectedEngine(limited, breaker)
 

@@ -12,21 +12,32 @@ from llm_service.engines.permits import Line, Permits
 from llm_service.engines.prompt_reading import PromptReading
 from llm_service.engines.scripted import Fault, ScriptedEngine
 from llm_service.errors import FirstTokenTimeout, GenerationFailed, Overloaded
-from llm_service.generation import Finish, GenerationRequest, Message, Sink
+from llm_service.generation import Finish, Message
 from tests.engines.requests import a_request
+from tests.engines.telling import TellingEngine
 
 
 class Limited:
     """A scripted engine with permits; each answer waits at its first token until it is let go."""
 
-    def __init__(self, permits: int = 1, waiting: int = 10, timeout: float = 60.0, *, reads_on: bool = False) -> None:
+    def __init__(
+        self,
+        permits: int = 1,
+        waiting: int = 10,
+        timeout: float = 60.0,
+        *,
+        reads_on: bool = False,
+        aside_seconds: float = 1.0,
+    ) -> None:
         self.inner = ScriptedEngine(lambda _: ["a ", "b "], models=(), tokens_per_second=1_000_000)
         self.waited: list[float] = []
         self.line = Line(waiting)
         self.permits = Permits(permits)
         admission = Admission(self.line, timeout=timeout, waited=self.waited.append)
         self.reading = PromptReading(permits) if reads_on else None
-        self.engine = LimitedEngine(self.inner, self.permits, admission, reading=self.reading)
+        self.engine = LimitedEngine(
+            self.inner, self.permits, admission, reading=self.reading, aside_seconds=aside_seconds
+        )
         self.told: dict[str, list[int]] = {}
 
     def ask(self, session: str, *, background: bool = False) -> asyncio.Task[Finish]:
@@ -239,18 +250,55 @@ class TestAnEngineThatReadsOn:
         assert 50 < first <= 60
         assert 0 == second
 
+    @pytest.mark.parametrize(("chars", "begun"), [(10, True), (11, False)])
+    async def test_what_no_user_waits_for_must_be_read_soon(self, chars: int, begun: bool) -> None:
+        """It is begun where it is reckoned to be read within the bound; a turn always is. The permit comes back."""
+        limited = Limited(reads_on=True, aside_seconds=1.0)
+        assert limited.reading is not None
+        limited.reading.read((Message("user", "x" * 1000),), 100.0)
+        if begun:
+            await limited.ask("a" * chars, background=True)
+        else:
+            with pytest.raises(Overloaded, match=r"within 1 seconds \(ASIDE_READ_SECONDS\)"):
+                await limited.ask("a" * chars, background=True)
+        assert (begun, 0) == (bool(limited.asked), limited.permits.taken)
+        await limited.ask("b" * 11)
+        assert "b" * 11 == limited.asked[-1]
+
+    async def test_what_no_user_waits_for_is_not_begun_at_an_unknown_pace(self) -> None:
+        """Nothing was read yet, and it may take minutes."""
+        limited = Limited(reads_on=True, aside_seconds=60.0)
+        with pytest.raises(Overloaded):
+            await limited.ask("a", background=True)
+        assert ([], 0) == (limited.asked, limited.permits.taken)
+
+    async def test_what_no_user_waits_for_is_not_begun_behind_an_unwanted_prompt(self) -> None:
+        """While the engine may still be busy with one, its time would come on top."""
+        limited = Limited(reads_on=True, aside_seconds=60.0)
+        assert limited.reading is not None
+        limited.hang(1, after=0)
+        cancelled = limited.ask("a" * 10)
+        await until(lambda: limited.inner.running)
+        await gone(cancelled)  # it may take up to a minute
+        limited.reading.read((Message("user", "x" * 1000),), 1.0)
+        with pytest.raises(Overloaded):
+            await limited.ask("b", background=True)
+        await limited.ask("c")
+        await limited.ask("b", background=True)
+        assert ["a" * 10, "c", "b"] == limited.asked
+
+    async def test_one_that_stops_is_asked_whatever_it_takes(self) -> None:
+        """The bound is for engines that read on."""
+        limited = Limited(aside_seconds=0.0)
+        assert not limited.engine.reads_on
+        await limited.ask("a", background=True)
+        assert ["a"] == limited.asked
+
 
 async def test_the_reckoning_learns_from_what_the_engine_tells() -> None:
     """Each answer's prompt and the seconds it took are what later ones are reckoned by."""
-
-    class Telling(ScriptedEngine):
-        async def generate(self, request: GenerationRequest, sink: Sink) -> Finish:
-            finish = await super().generate(request, sink)
-            assert finish.usage is not None
-            return msgspec.structs.replace(finish, usage=msgspec.structs.replace(finish.usage, prompt_seconds=0.5))
-
     reading = PromptReading(1)
     admission = Admission(Line(1), timeout=1)
-    engine = LimitedEngine(Telling(models=(), tokens_per_second=1e6), Permits(1), admission, reading=reading)
+    engine = LimitedEngine(TellingEngine(models=(), tokens_per_second=1e6), Permits(1), admission, reading=reading)
     await engine.generate(a_request("x" * 500), timed(lambda _: None))
     assert 0.1 == pytest.approx(reading.seconds((Message("user", "y" * 100),)))

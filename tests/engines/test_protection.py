@@ -1,7 +1,9 @@
 """What is put around an engine, by the settings."""
 
+import contextlib
 from math import inf
 
+import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
@@ -9,8 +11,10 @@ from llm_service.config import Settings
 from llm_service.engines.base import timed
 from llm_service.engines.protection import MANY, admission, keep_alive_seconds, max_running, protect
 from llm_service.engines.scripted import ScriptedEngine
+from llm_service.errors import Overloaded
 from llm_service.metrics import Metrics
 from tests.engines.requests import a_request
+from tests.engines.telling import TellingEngine
 
 
 @pytest.mark.parametrize(
@@ -48,3 +52,22 @@ async def test_who_loads_first(name: str, keep_alive: str, loads: int) -> None:
     await protected.engine.generate(a_request(), timed(lambda _: None))
     assert loads == len(inner.loads)
     assert {"running": 0, "unwanted": 0, "breaker": "closed"}.items() <= protected.statistics(0.0).items()
+
+
+@pytest.mark.parametrize(("provider", "asked"), [("ollama", [False, True]), ("vllm", [True, True])])
+async def test_what_no_user_waits_for(provider: str, asked: list[bool]) -> None:
+    """Ollama, which can't be stopped while it reads, is asked for it within ASIDE_READ_SECONDS; others always."""
+    begun = []
+    for seconds in ("0", "60"):
+        settings = Settings.load({"ASIDE_READ_SECONDS": seconds})
+        inner = TellingEngine(name=provider, models=(), tokens_per_second=1_000_000)
+        protected = protect(
+            inner, settings, Metrics(CollectorRegistry()), admission(settings, lambda _: None), provider=provider
+        )
+        await protected.engine.generate(a_request("hello"), timed(lambda _: None))
+        with contextlib.suppress(Overloaded):
+            aside = msgspec.structs.replace(a_request("and more"), background=True)
+            await protected.engine.generate(aside, timed(lambda _: None))
+        begun.append(len(inner.requests) == 2)
+    assert asked == begun
+    assert (provider == "ollama") == protected.engine.reads_on
