@@ -8,10 +8,12 @@ from llm_service.summary import Condensation, cleaned, condensation
 MAX_FAILED = 3
 # Share of the high mark past which history is condensed, before a turn has to drop it; it stays until that is done.
 EARLY = 0.8
+# A summary has this part of the window at most.
+SUMMARY_SHARE = 8
 
 
 class Condenser:
-    """Of one conversation. `max_tokens` is what a summary may have."""
+    """Of one conversation. `max_tokens` is what a summary may have in a window that is large enough."""
 
     __slots__ = ("_answer", "_conversation", "_early", "_failed", "_job", "_max_tokens", "_skipped_at")
 
@@ -42,7 +44,7 @@ class Condenser:
             return
         job, text = self._answer
         self._answer = None
-        summary = cleaned(text, job, max_tokens=self._max_tokens)
+        summary = cleaned(text, job)
         if summary and self._conversation.condensed(job, summary):
             self._failed, self._early = 0, True
             return
@@ -73,8 +75,9 @@ class Condenser:
             turns = conversation.condensable(
                 EARLY, context_window=choices.window, max_tokens=choices.sampling.max_tokens
             )
-        room = choices.window - self._max_tokens
-        self._job = condensation(turns, conversation.summary, room=room, max_tokens=self._max_tokens)
+        longest = min(self._max_tokens, choices.window // SUMMARY_SHARE)
+        room = choices.window - longest
+        self._job = condensation(turns, conversation.summary, room=room, max_tokens=longest)
         if self._job is None and turns:
             self._let_go()  # the window has no room to read them in
         return self._job

@@ -33,10 +33,11 @@ SUMMARY_HEADING = "Summary of the conversation before this point:"
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The messages of one request, their size in tokens, and how many turns were dropped to make them fit."""
+    """The messages of one request, their size in tokens, likely and at most, and the turns dropped to make them fit."""
 
     messages: tuple[Message, ...]
     tokens: int
+    most: int
     dropped_turns: int
 
 
@@ -51,7 +52,8 @@ class Conversation:
     reuses its KV cache only for an unchanged prefix. With `keep_dropped` they wait in `dropped` for whoever
     condenses them.
 
-    The tools' schemas are in every prompt as well, and count with the system prompt.
+    The tools' schemas are in every prompt as well, and count with the system prompt. A summary of what was dropped is
+    given up where the new message needs its room: it stands for what is older than all that is kept.
     """
 
     __slots__ = (
@@ -68,8 +70,10 @@ class Conversation:
         "_ratio_before",
         "_schemas",
         "_summary",
+        "_summary_left_out",
         "_system_prompt",
         "_system_tokens",
+        "_system_tokens_before",
         "_to_drop",
         "dropped",
         "dropped_tokens",
@@ -94,6 +98,9 @@ class Conversation:
         # Turns, from the front, that the open turn's prompt left out: gone once it is committed.
         self._to_drop = 0
         self._system_tokens: int | None = None
+        # Of the open turn's prompt: whether it is made without the summary, and what the head had with it.
+        self._summary_left_out = False
+        self._system_tokens_before: int | None = None
         self._ratio = TokenEstimate()
         self._ratio_before = self._ratio.bytes_per_token
         self.dropped_turns = 0
@@ -215,11 +222,12 @@ class Conversation:
         exact = None if tokens is None else tokens + TOKENS_PER_MESSAGE
         turn = Turn(user=text, tokens=self._estimate(text) if exact is None else exact)
         fewest = (fewest_tokens(text) if exact is None else exact) if engine_counts else None
-        self._check_fit(turn.tokens, fewest, context_window)
+        self._make_fit(turn.tokens, fewest, context_window)
         turn.most = roughly_most_tokens(text) if exact is None else exact
         self._ratio_before = self._ratio.bytes_per_token
         self._to_drop = self._turns_to_drop(turn.tokens, turn.most, context_window, max_tokens)
-        if exact is None and self._to_drop:
+        near = self._to_drop or self.tokens + self._slack() + turn.most + max_tokens > context_window
+        if exact is None and near:
             turn.most = most_tokens(text)
             self._to_drop = self._turns_to_drop(turn.tokens, turn.most, context_window, max_tokens)
         self._open = turn
@@ -234,7 +242,7 @@ class Conversation:
         turn = self._opened()
         left = len(self._history.turns) - self._to_drop
         self._ratio.overflowed()
-        if not left:
+        if not left and not self._leave_out_summary():
             return None
         if not self._open_counted:
             turn.tokens, turn.most = self._estimate(turn.user), most_tokens(turn.user)
@@ -271,7 +279,7 @@ class Conversation:
             turn.most = most_tokens(turn.user)
         likely, most = self._open_size()
         fewest = sum(fewest_tokens(step.sent) for step in turn.steps) + fewest_tokens(turn.user)
-        self._check_fit(likely, fewest if engine_counts else None, context_window)
+        self._make_fit(likely, fewest if engine_counts else None, context_window)
         self._to_drop = max(self._to_drop, self._turns_to_drop(likely, most, context_window, max_tokens))
         return self._prompt()
 
@@ -283,6 +291,8 @@ class Conversation:
         turn.fold()
         self._drop(self._to_drop)
         self._to_drop = 0
+        if self._summary_left_out:
+            self._summary, self._summary_left_out = "", False
         if usage is not None and self._is_plausible(usage):
             self._learn(turn, usage)
         else:
@@ -293,6 +303,7 @@ class Conversation:
         """Forget the open turn: the history is what it was before, ready for the same message again."""
         self._take_open()
         self._to_drop = 0
+        self._take_back_summary()
         # What the engine refused says nothing about the text that stays.
         self._ratio.bytes_per_token = self._ratio_before
 
@@ -360,14 +371,42 @@ class Conversation:
         messages = (*((Message("system", head),) if head else ()), *history.said, said)
         for step in turn.steps:
             messages += tuple(step.messages())
-        tokens = self._system_size() + history.tokens + self._open_size()[0]
-        return Prompt(messages=messages, tokens=tokens, dropped_turns=self._to_drop)
+        likely, most = self._open_size()
+        tokens = self._system_size() + history.tokens
+        slack = self._slack() - self._history.slack + history.slack
+        return Prompt(messages, tokens + likely, tokens + slack + most, self._to_drop)
 
     def _head(self, system_prompt: str) -> str:
         """Return the text of the system message."""
-        if not self._summary:
+        if not self._summary or self._summary_left_out:
             return system_prompt
         return "\n\n".join([*filter(None, [system_prompt]), f"{SUMMARY_HEADING}\n{self._summary}"])
+
+    def _make_fit(self, likely: int, fewest: int | None, context_window: int) -> None:
+        """Do as `_check_fit` does, but for the summary, which is given up first."""
+        try:
+            self._check_fit(likely, fewest, context_window)
+        except ContextOverflow:
+            if not self._leave_out_summary():
+                raise
+            try:
+                self._check_fit(likely, fewest, context_window)
+            except ContextOverflow:
+                self._take_back_summary()
+                raise
+
+    def _leave_out_summary(self) -> bool:
+        """Make the open turn's prompt without the summary; returns whether that changes anything."""
+        if not self._summary or self._summary_left_out:
+            return False
+        self._summary_left_out = True
+        self._system_tokens_before, self._system_tokens = self._system_tokens, None
+        return True
+
+    def _take_back_summary(self) -> None:
+        if self._summary_left_out:
+            self._summary_left_out = False
+            self._system_tokens = self._system_tokens_before
 
     def _check_fit(self, likely: int, fewest: int | None, context_window: int) -> None:
         """Raise ContextOverflow if an open turn of this size cannot be asked about, however much history goes.
@@ -411,7 +450,8 @@ class Conversation:
         """How many tokens more than `tokens` system prompt and history may have."""
         if self._system_tokens is not None:
             return self._history.slack
-        most = most_tokens(self._head(self._system_prompt)) + most_tokens(self._schemas)
+        most = most_tokens(self._head(self._system_prompt))
+        most += most_tokens(self._schemas) if self._schemas else 0
         return self._history.slack + max(0, most - self._system_size())
 
     def _open_size(self) -> tuple[int, int]:

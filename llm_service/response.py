@@ -37,7 +37,6 @@ class Response:
     pieces: list[str] = field(default_factory=list)  # since the last tools were asked for
     times: list[float] = field(default_factory=list)  # of every delta since then, reasoning included
     interrupted: bool = False
-    retried: bool = False
     heard: int | None = None  # characters of the whole answer that were played; None: nobody told
     uncounted: UserMessage | None = None  # what it answers, while the engine counts its tokens
     tools_at: float | None = None  # when tools were asked for whose results are awaited

@@ -326,6 +326,7 @@ class Service:
             tool_timeout=settings.tool_timeout,
             counts_tokens=opened.counts_tokens,
             window_enforced=opened.window_enforced,
+            answer_in_window=opened.answer_in_window,
             speech=SpeechDefaults(
                 enabled=settings.speech_enabled,
                 voice=settings.tts_voice,

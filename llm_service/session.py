@@ -292,14 +292,14 @@ class Session:
     def failed(self, number: int, error: FastTalkError, now: float) -> list[Effect]:
         """Take the failure of a generation: the turn is undone, the session goes on.
 
-        A prompt that the engine found too long is tried once more, with less history.
+        A prompt that the engine found too long is tried again with half the history, down to none: an engine may have
+        a smaller window for this model than the service knows.
         """
         response = self._response
         if response is None or response.number != number:
             return []
         self._active_at = now
-        if isinstance(error, ContextOverflow) and not response.times and not response.retried:
-            response.retried = True
+        if isinstance(error, ContextOverflow) and not response.times:
             shorter = self._conversation.retry(**_bounds(response.choices))
             if shorter is not None:
                 return [self._generate(response, shorter)]
@@ -478,10 +478,10 @@ class Session:
 
     def _barge_in(self) -> list[Effect]:
         """Stop what is still spoken of an answer whose text is whole, since the user speaks; but not under `queue`."""
-        if not self._chunks or self._choices.on_busy == "queue":
-            return []
         if self._choices.on_busy == "interrupt":
             self._cut_short()
+        if not self._chunks or self._choices.on_busy == "queue":
+            return []
         return self._silenced()
 
     def _enqueue(self, event: events.UserMessage) -> list[Effect]:
@@ -597,8 +597,13 @@ class Session:
         sampling, window = response.choices.sampling, response.choices.window
         if window < self._defaults.context_window:
             # The engine has a larger window, and would go on into it.
-            room = max(1, window - prompt.tokens)
-            sampling = msgspec.structs.replace(sampling, max_tokens=min(sampling.max_tokens, room))
+            room = window - prompt.tokens
+        elif self._defaults.answer_in_window:
+            room = window - prompt.most
+        else:
+            room = sampling.max_tokens
+        if room < sampling.max_tokens:
+            sampling = msgspec.structs.replace(sampling, max_tokens=max(1, room))
         return Generate(response.number, self._request(prompt.messages, response.choices, sampling))
 
     def _request(self, messages: tuple[Message, ...], choices: Choices, sampling: SamplingParams) -> GenerationRequest:
@@ -638,8 +643,7 @@ class Session:
         job = self._condenser.next(self._choices)
         effects = self._dropped()
         if job is not None:
-            longest = self._defaults.summary_max_tokens
-            sampling = SamplingParams(temperature=0.0, top_p=1.0, top_k=1, max_tokens=longest)
+            sampling = SamplingParams(temperature=0.0, top_p=1.0, top_k=1, max_tokens=job.max_tokens)
             request = self._request(job.messages, self._choices, sampling)
             self._asides = True
             # It shares no prefix with the session's prompts, and is to be short.

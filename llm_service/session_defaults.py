@@ -36,7 +36,8 @@ class SessionDefaults:
     `models` are those a client may ask for. `context_window`, in tokens, is the one the engine is told and
     the largest a session may have. `low_water` and `high_water` are shares of a prompt's room; `warm` whether
     partial messages warm the prompt cache; `counts_tokens` whether the engine counts the tokens of a text,
-    `window_enforced` whether it refuses a prompt that is too long for that window. `tool_timeout` is in seconds.
+    `window_enforced` whether it refuses a prompt that is too long for that window, `answer_in_window` whether it
+    refuses one, too, that leaves no room for the longest answer asked for. `tool_timeout` is in seconds.
     """
 
     provider: str
@@ -55,6 +56,7 @@ class SessionDefaults:
     tool_timeout: float = 60.0
     counts_tokens: bool = False
     window_enforced: bool = True
+    answer_in_window: bool = False
     speech: SpeechDefaults = field(default_factory=SpeechDefaults)
 
     def refusal(self, config: SessionConfig) -> InvalidConfig | None:

@@ -1,7 +1,9 @@
 """What the engine is asked so that it condenses dropped turns, and what of its answer is taken. Pure."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from llm_service.generation import Message
 from llm_service.token_estimate import most_tokens
@@ -13,6 +15,14 @@ _LONGEST = 2000
 _LEAST = 60
 # Characters a token of a summary may have at most: what is longer is no summary.
 _CHARS_PER_TOKEN = 8
+
+# Of so many earlier turns one must be in a summary: what speaks of the last one alone answers it.
+_TURNS_A_TRACE = 4
+# What a text is recognised by: the beginnings of its longer words, its numbers, and pairs of signs where words are not
+# told apart by spaces.
+_WORD = re.compile(r"[^\W\d_]+|\d+")
+_UNSPACED = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
+_LEAST_LETTERS = 4
 
 # What is condensed stands in one quoted piece, and the instruction behind it: a model that is shown the conversation
 # as one it takes part in answers the user instead of condensing.
@@ -28,12 +38,13 @@ _TASK = (
 class Condensation:
     """A request to condense `turns`, together with `before`, the summary of what went earlier.
 
-    The turns are dropped, or soon will be.
+    The turns are dropped, or soon will be. The summary may have `max_tokens`.
     """
 
     turns: tuple[Turn, ...]
     before: str
     messages: tuple[Message, ...]
+    max_tokens: int
 
 
 def condensation(dropped: Sequence[Turn], before: str, *, room: int, max_tokens: int) -> Condensation | None:
@@ -57,16 +68,40 @@ def condensation(dropped: Sequence[Turn], before: str, *, room: int, max_tokens:
     if not told:
         return None
     quoted = f"{head}{_OPEN}" + "\n".join(told) + f"{_CLOSE}{task}"
-    return Condensation(tuple(dropped[: len(told)]), before, (Message("system", _SYSTEM), Message("user", quoted)))
+    messages = Message("system", _SYSTEM), Message("user", quoted)
+    return Condensation(tuple(dropped[: len(told)]), before, messages, max_tokens)
 
 
-def cleaned(text: str, condensed: Condensation, *, max_tokens: int) -> str:
-    """Return the summary in an engine's answer, or "" if it is none: empty, or longer than what it stands for."""
+def cleaned(text: str, condensed: Condensation) -> str:
+    """Return the summary in an engine's answer, or "" if it is none.
+
+    None is what is empty or longer than what it stands for, and what answers the user instead: it speaks of what was
+    said last alone.
+    """
     summary = text.strip().removeprefix("Summary:").strip()
     source = len(condensed.before) + sum(len(turn.user) + len(turn.answer) for turn in condensed.turns)
-    if len(summary) > max(source, 80):
+    if len(summary) > max(source, 80) or not _speaks_of_all(summary, condensed):
         return ""
-    return _cut(summary, max_tokens * _CHARS_PER_TOKEN)
+    return _cut(summary, condensed.max_tokens * _CHARS_PER_TOKEN)
+
+
+def _speaks_of_all(summary: str, condensed: Condensation) -> bool:
+    """Whether there is a trace of enough of the turns before the last one, by what the last one has not."""
+    *earlier, last = [_marks(f"{turn.user} {turn.answer}") for turn in condensed.turns]
+    told = [marks for marks in (each - last for each in (_marks(condensed.before), *earlier)) if marks]
+    found = _marks(summary)
+    return len(told) <= _TURNS_A_TRACE * sum(1 for marks in told if marks & found)
+
+
+def _marks(text: str) -> set[str]:
+    """Return what a text is recognised by."""
+    marks: set[str] = set()
+    for word in _WORD.findall(text.casefold()):
+        if _UNSPACED.search(word):
+            marks.update(map("".join, pairwise(word)))
+        elif word.isdigit() or len(word) >= _LEAST_LETTERS:
+            marks.add(word[:_LEAST_LETTERS] if word.isalpha() else word)
+    return marks
 
 
 def _told(turn: Turn, longest: int) -> str:

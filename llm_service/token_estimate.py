@@ -16,9 +16,10 @@ TOKENS_PER_MESSAGE = 5
 
 # One odd turn (a page of code, another script) must not make the next estimate wild.
 _BOUNDS = (1.0, 6.0)
-# Letters of a word as people write them come at least two to a token. Everything else (digits, punctuation, the bytes
-# of other scripts, the letters of keys, hashes, codes and encoded files) may be a token each.
-_WORD = re.compile(rb"(?<![A-Za-z0-9])[A-Z]?[a-z]{1,15}(?![A-Za-z0-9])")
+# Letters of a word as people write them, behind a space, come at least two to a token. Everything else (digits,
+# punctuation and the words that hang together by it, the bytes of other scripts, the letters of keys, hashes, codes and
+# encoded files) may be a token each.
+_WORD = re.compile(rb"(?:(?<= )|^)[A-Z]?[a-z]{1,15}(?![A-Za-z0-9])")
 _NO_WORD = re.compile(rb"[bcdfghjklmnpqrstvwxz]{4}|^[^aeiouy]+$|[jqxzwv][bcdfghjklmnpqrtvwxz]", re.IGNORECASE)
 
 

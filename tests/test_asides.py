@@ -230,4 +230,4 @@ async def test_the_next_session_begins_anew(rests: bool) -> None:
 
 
 def _condense(text: str) -> Condense:
-    return Condense(Condensation((), "", ()), _request(text))
+    return Condense(Condensation((), "", (), 100), _request(text))

@@ -295,7 +295,7 @@ def test_history_that_nears_the_mark_can_be_condensed() -> None:
     assert (8, 0, []) == (len(conversation.turns), conversation.dropped_turns, conversation.dropped)
 
     kept = conversation.turns[len(first) :]
-    job = Condensation(tuple(first), "", ())
+    job = Condensation(tuple(first), "", (), 100)
     assert conversation.condensed(job, "They talked.")
     assert (kept, len(first), []) == (conversation.turns, conversation.dropped_turns, conversation.dropped)
     assert not conversation.condensed(job, "Once more.")
@@ -308,7 +308,7 @@ def test_a_summary_may_stand_for_dropped_and_kept_turns() -> None:
     for number in range(8):
         _begin(conversation, "q")
         conversation.commit("a", usage=Usage(prompt_tokens=100 * (number + 1) - 20, completion_tokens=20))
-    job = Condensation(conversation.turns[:5], "", ())
+    job = Condensation(conversation.turns[:5], "", (), 100)
     conversation.begin("q", context_window=1024, max_tokens=100, tokens=200)
     conversation.commit("a", interrupted=True)
     moved = len(conversation.dropped)
@@ -317,6 +317,61 @@ def test_a_summary_may_stand_for_dropped_and_kept_turns() -> None:
     assert conversation.condensed(job, "They talked.")
     assert (max(5, moved), max(0, moved - 5)) == (conversation.dropped_turns, len(conversation.dropped))
     assert last is conversation.turns[-1]
+
+
+def _condensed(turns: int = 4) -> Conversation:
+    """A conversation whose first turns are a summary of 600 characters."""
+    conversation = _conversation("Be kind.")
+    conversation.keep_dropped = True
+    for _ in range(turns):
+        _begin(conversation, "question", 1024)
+        conversation.commit("answer")
+    job = Condensation(conversation.turns[:2], "", (), 100)
+    assert conversation.condensed(job, "They talked. " * 46)
+    return conversation
+
+
+def test_a_summary_gives_way_to_a_message_that_needs_its_room() -> None:
+    """It stands for what is older than all that is kept, so it goes first where nothing else is left to go."""
+    conversation = _condensed()
+    assert 2 == len(conversation.turns)
+    prompt = _begin(conversation, "long words " * 240, 1024)
+    assert [("system", "Be kind."), ("user", "long words " * 240)] == _said(prompt)
+    assert 2 == prompt.dropped_turns
+    conversation.commit("well")
+    assert "" == conversation.summary
+    assert ("system", "Be kind.") == _said(_begin(conversation, "next", 4096))[0]
+
+
+def test_a_summary_comes_back_with_a_turn_that_is_undone() -> None:
+    """As all the history does; nor is it lost to a message that does not fit even without it."""
+    conversation = _condensed()
+    before = conversation.tokens
+    _begin(conversation, "long words " * 240, 1024)
+    conversation.rollback()
+    assert before == conversation.tokens
+    with pytest.raises(ContextOverflow):
+        _begin(conversation, "long words " * 1000, 1024)
+    assert before == conversation.tokens
+    assert SUMMARY_HEADING in _said(_begin(conversation, "short", 1024))[0][1]
+
+
+def test_a_summary_is_the_last_to_go_after_an_overflow() -> None:
+    """The engine found the prompt too long again and again: history goes by halves, then the summary, and no more."""
+    conversation = _condensed(6)
+    sizes = [len(_begin(conversation, "q").messages)]
+    heads = []
+    while (prompt := conversation.retry(context_window=8192, max_tokens=100)) is not None:
+        sizes.append(len(prompt.messages))
+        heads.append(SUMMARY_HEADING in prompt.messages[0].content)
+    assert [10, 6, 4, 2, 2] == sizes
+    assert [True, True, True, False] == heads
+
+
+def test_the_size_of_a_prompt_at_most() -> None:
+    """Where prompt and answer could pass the window together, each byte counts that may be a token."""
+    conversation = _conversation("Be kind.")
+    assert 5 + 5 + 26 + 5 == _begin(conversation, "2, 3, 5, 7, 11, 13, 17, 19", 100).most
 
 
 CALLS = (ToolCall("1", "add", '{"a": 1}'), ToolCall("2", "time", "{}"))

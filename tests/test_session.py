@@ -267,18 +267,31 @@ def _long(turns: int = 4, **more: Any) -> Session:
     return session
 
 
-def test_an_overflow_is_tried_again_once_with_less_history() -> None:
-    """After the engine's context_overflow the same turn is asked again, shorter; a second one is told."""
+def test_an_overflow_is_tried_again_with_less_history() -> None:
+    """After the engine's context_overflow the same turn is asked again with half the history, until none is left."""
     session = _long()
     first = _request(session.receive(UserMessage(text="bbbb " * 60, id="u"), 3.0))
     assert session.running is not None
-    second = _request(session.failed(session.running, ContextOverflow("too long"), 4.0))
-    assert len(second.messages) < len(first.messages)
-    assert first.messages[-1] == second.messages[-1]
+    sizes = [len(first.messages)]
+    while sizes[-1] > 2:
+        shorter = _request(session.failed(session.running, ContextOverflow("too long"), 4.0))
+        assert first.messages[-1] == shorter.messages[-1]
+        sizes.append(len(shorter.messages))
+    assert [4, 2] == sizes
 
     error = _error(session.failed(session.running, ContextOverflow("too long"), 5.0))
     assert ("context_overflow", "u", True) == (error.error.code, error.id, error.terminal)
     assert 4 == len(session.conversation.turns)
+
+
+@pytest.mark.parametrize(("text", "left"), [("word " * 20, 949), ("2,3,5,7," * 30, 769)])
+def test_an_answer_fits_into_the_window_behind_its_prompt(text: str, left: int) -> None:
+    """Where the engine refuses what leaves no room for the longest answer, that one is shortened, and no other."""
+    for answer_in_window, longest in ((True, left), (False, 1024)):
+        session = _session(answer_in_window=answer_in_window)
+        session.receive(StartSession(config=SessionConfig(max_tokens=1024)), 0.0)
+        asked = _request(session.receive(UserMessage(text=text), 1.0)).sampling.max_tokens
+        assert longest == asked
 
 
 def test_an_overflow_without_history_is_told_at_once() -> None:
@@ -614,7 +627,7 @@ def _condensing(config: SessionConfig | None = None) -> tuple[Session, Condense]
 def test_what_is_dropped_is_condensed() -> None:
     """History that nears the high mark stays until its summary can stand for it, behind the system prompt."""
     session, condense = _condensing()
-    assert 256 == condense.request.sampling.max_tokens
+    assert 1024 // 8 == condense.request.sampling.max_tokens
     before = session.conversation.turns
     count = len(condense.job.turns)
     assert before[:count] == condense.job.turns

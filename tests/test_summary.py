@@ -65,8 +65,8 @@ def test_long_messages_are_shown_by_their_ends() -> None:
 @pytest.mark.parametrize(
     ("text", "summary"),
     [
-        (" They own a boat. ", "They own a boat."),
-        ("Summary: They own a boat.", "They own a boat."),
+        (" The boat lies there. ", "The boat lies there."),
+        ("Summary: The boat lies there.", "The boat lies there."),
         ("", ""),
         (" \n", ""),
         ("x" * 81, ""),
@@ -74,16 +74,60 @@ def test_long_messages_are_shown_by_their_ends() -> None:
 )
 def test_an_answer_is_cleaned(text: str, summary: str) -> None:
     """What is empty, or longer than what it stands for, is no summary."""
-    assert summary == cleaned(text, _job(TURNS), max_tokens=100)
+    assert summary == cleaned(text, _job(TURNS))
 
 
 @pytest.mark.parametrize(("text", "end"), [("One is here. " * 100, "here."), ("word " * 300, "word"), ("x" * 900, "x")])
 def test_a_long_summary_is_cut(text: str, end: str) -> None:
     """It takes a bounded place, and ends with a sentence or a word where it can."""
     job = _job([Turn("a" * 2000, "b")])
-    summary = cleaned(text, job, max_tokens=100)
+    summary = cleaned(text, job)
     assert 400 < len(summary) <= 800
     assert summary.endswith(end)
+
+
+DINNER = [
+    Turn("I'm Orla. My sister is a nurse.", "Nice to meet you, Orla."),
+    Turn("She can't eat peanuts.", "I'll remember the allergy."),
+    Turn("We meet on Friday at 6.", "Friday at 6 it is."),
+    Turn("What is 17 times 3?", "51."),
+]
+DINNER_ZH = [
+    Turn("我叫小明，我妹妹是护士。", "你好，小明。"),
+    Turn("她对花生过敏。", "我会记住的。"),
+    Turn("十七乘三等于多少？", "五十一。"),
+]
+
+
+@pytest.mark.parametrize(
+    ("turns", "before", "text"),
+    [
+        (DINNER, "", 'The answer to the question "What is 17 times 3?" is 51.'),
+        (DINNER, "", "17 times 3 is 51. Do you want me to multiply more?"),
+        (DINNER_ZH, "", "十七乘三等于五十一。"),
+        (DINNER[-1:], "They planned a dinner for Orla.", "The answer is 51."),
+        (DINNER, "", "I would be glad to help you with that!"),
+    ],
+)
+def test_an_answer_to_the_user_is_no_summary(turns: list[Turn], before: str, text: str) -> None:
+    """A model that answers the last question instead of condensing speaks of nothing that was said before it."""
+    assert "" == cleaned(text, _job(turns, before))
+
+
+@pytest.mark.parametrize(
+    ("turns", "before", "text"),
+    [
+        (DINNER, "", "Orla has a sister, a nurse with a peanut allergy; they meet on Friday at 6. 17 times 3 is 51."),
+        (DINNER, "", "The user's nursing sister must not eat peanuts."),
+        (DINNER_ZH, "", "小明的妹妹是护士，对花生过敏。"),
+        (DINNER[-1:], "They planned a dinner for Orla.", "A dinner is planned; 17 times 3 is 51."),
+        (DINNER[-1:], "", "The user asked what 17 times 3 is."),
+        ([Turn("hi", "yo"), Turn("ok", "ok")], "", "They greeted."),
+    ],
+)
+def test_a_summary_is_taken(turns: list[Turn], before: str, text: str) -> None:
+    """In its own words, in any script, and where there is nothing to recognise it by."""
+    assert text == cleaned(text, _job(turns, before))
 
 
 def test_a_turn_that_is_too_long_is_shortened_until_it_fits() -> None:

@@ -26,4 +26,6 @@ def test_most_and_fewest() -> None:
     assert 5 + 3 == most_tokens("1.5")
     assert 5 + 6 == most_tokens("日本")
     assert 5 + 3 + 1 + 30 == most_tokens("words " + "x" * 30)
+    assert 5 + 3 + 1 + 3 == most_tokens("words words")
+    assert 5 + 3 + 6 == most_tokens("words,words"), "words that hang together are no words to a tokenizer"
     assert 2 == fewest_tokens("日本 and more text")

@@ -18,7 +18,7 @@ from llm_service.config import Settings
 from llm_service.devices import Device, detect, llama_cpp_options, ollama_options, threads
 from llm_service.engine_spec import EngineSpec
 from llm_service.engines.base import Engine
-from llm_service.engines.opened import OpenedEngine
+from llm_service.engines.opened import COUNTING_ANSWERS, OpenedEngine
 from llm_service.errors import ConfigurationError, EngineError, EngineUnavailable, EngineUnreachable
 
 if TYPE_CHECKING:
@@ -272,6 +272,7 @@ async def _loaded(
         reason=reason,
         # Ollama and the embedded one are told the window.
         window_enforced=engine.name in ("ollama", "llama_cpp") or (limit is not None and limit <= window),
+        answer_in_window=engine.name in COUNTING_ANSWERS,
         counts_tokens=await engine.count_tokens(model, "a") is not None,
     )
 

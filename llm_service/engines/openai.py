@@ -25,9 +25,12 @@ from llm_service.generation import Delta, Finish, GenerationRequest, Message, Si
 
 _NO_ERROR = (b"", b"null")
 
-# llama-server's error type and OpenAI's error code; vLLM has neither, its message begins like this.
+# llama-server's error type and OpenAI's error code; vLLM has neither, its messages begin like these.
 _OVERFLOW_KINDS = ("exceed_context_size_error", "context_length_exceeded")
-_OVERFLOW_TEXT = "This model's maximum context length is"
+_OVERFLOW_TEXTS = (
+    "This model's maximum context length is",
+    "'max_tokens' or 'max_completion_tokens' is too large",
+)
 
 
 class _Function(msgspec.Struct, gc=False):
@@ -289,7 +292,7 @@ class OpenAIEngine:
         return chat
 
     def _refused(self, refusal: Refusal) -> FastTalkError:
-        if refusal.kind in _OVERFLOW_KINDS or refusal.text.startswith(_OVERFLOW_TEXT):
+        if refusal.kind in _OVERFLOW_KINDS or refusal.text.startswith(_OVERFLOW_TEXTS):
             return ContextOverflow("The conversation is longer than the model's context window.")
         if refusal.status == 404 and ("model" in refusal.text.lower() or refusal.kind == "model_not_found"):
             return ModelNotFound(f"{self._label} does not serve that model; GET /models lists those it does.")

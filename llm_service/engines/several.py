@@ -12,7 +12,7 @@ from llm_service.devices import Device
 from llm_service.engine_spec import EngineSpec
 from llm_service.engines.base import Engine
 from llm_service.engines.members import MemberEngine, Members
-from llm_service.engines.opened import OpenedEngine
+from llm_service.engines.opened import COUNTING_ANSWERS, OpenedEngine
 from llm_service.errors import EngineError, EngineUnavailable
 
 # These are told the window, and refuse what is longer.
@@ -85,6 +85,7 @@ async def _looked_at(members: list[MemberEngine], settings: Settings, device: De
         window_enforced=all(
             member.provider in _TOLD or limits.get(member.name, window + 1) == window for member in members
         ),
+        answer_in_window=any(member.provider in COUNTING_ANSWERS for member in members),
         members=tuple(members),
     )
 

@@ -86,7 +86,7 @@ class TestAuto:
         async with opening(OLLAMA_BASE_URL=f"http://me:canary@127.0.0.1:{port}") as opened:
             expected = f"no Ollama answers at http://127.0.0.1:{port}; start it, or set OLLAMA_BASE_URL"
             assert ("llama_cpp", expected) == (opened.provider, opened.reason)
-            assert 0.2 == opened.temperature
+            assert 0.0 == opened.temperature
         assert 1 == len(embedded)
 
     async def test_an_ollama_that_cannot_load(

@@ -299,6 +299,11 @@ class TestFailures:
             (400, {"error": {"code": 400, "message": "m", "type": "exceed_context_size_error"}}, ContextOverflow),
             (400, {"error": {"code": "context_length_exceeded", "message": "m", "type": "x y"}}, ContextOverflow),
             (400, {"object": "error", "message": "This model's maximum context length is 5 tokens."}, ContextOverflow),
+            (
+                400,
+                {"error": {"message": "'max_tokens' or 'max_completion_tokens' is too large: 5. This model's maximum"}},
+                ContextOverflow,
+            ),
             (404, {"error": {"message": "The model `small` does not exist.", "type": "NotFoundError"}}, ModelNotFound),
             (404, {"error": {"message": "m", "code": "model_not_found"}}, ModelNotFound),
             (404, {"detail": "Not Found"}, EngineRejected),
