@@ -165,6 +165,7 @@ PURE = {
 }
 # All that pure modules may import, beside each other: nothing here waits, asks a clock or touches the world.
 PURE_IMPORTS = {
+    "itertools",
     "array",
     "collections",
     "dataclasses",
