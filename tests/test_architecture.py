@@ -165,7 +165,6 @@ PURE = {
 }
 # All that pure modules may import, beside each other: nothing here waits, asks a clock or touches the world.
 PURE_IMPORTS = {
-    "itertools",
     "array",
     "collections",
     "dataclasses",

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from llm_service import events, records
 from llm_service.effects import Effect, Generate, Send, Stop
 from llm_service.errors import ContextOverflow, EngineTimeout, InvalidJSON
-from llm_service.generation import Delta, Finish, SamplingParams, Usage
+from llm_service.generation import Delta, Finish, GenerationRequest, SamplingParams, Usage
 from llm_service.replay import ReplayRecord
 from llm_service.sentences import Chunk
 from llm_service.session import Session, SessionState
@@ -51,6 +51,10 @@ AGES = st.sampled_from([0, 0, 0, 0, 1, 2, 3, -1])
 USAGES = st.sampled_from([None, Usage(30, 2), Usage(250, 9)])
 
 
+def _chars(request: GenerationRequest) -> int:
+    return sum(len(message.content) for message in request.messages)
+
+
 @dataclass
 class Answer:
     """A response as its client saw it."""
@@ -60,7 +64,7 @@ class Answer:
     said: str = ""
     deltas: int = 0
     heard: int | None = None
-    retried: bool = False
+    asked: int = 0  # characters of the last prompt
     stopped: bool = False
     terminal: int = 0
     cut: int = 0  # characters that chunks were made of
@@ -127,7 +131,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.client.open[id_] = text
         busy, mode = self.client.running is not None, self.session.config.on_busy or "reject"
         begins = self._begins()
-        if not begins and not busy and mode == "interrupt" and self.client.chunks and self.client.cut_short:
+        if not begins and not busy and mode == "interrupt" and self.client.cut_short:
             self._stop_hearing()
         if busy and mode == "queue" and len(self.client.waiting) < DEFAULTS.max_queued_messages:
             self.client.waiting.append(id_)
@@ -363,9 +367,10 @@ class SessionMachine(RuleBasedStateMachine):
         answer = self.client.answers[number]
         again = [effect for effect in effects if isinstance(effect, Generate) and effect.response == number]
         if again:
-            assert (0, False) == (answer.deltas, answer.retried)
+            assert 0 == answer.deltas
+            before, answer.asked = answer.asked, _chars(again[0].request)
+            assert answer.asked < before, "each time with less"
             assert again[0].request.messages[-1].content.endswith(answer.text)
-            answer.retried = True
         else:
             self._carry_out(effects)
             assert 1 == answer.terminal
@@ -393,7 +398,7 @@ class SessionMachine(RuleBasedStateMachine):
             message = client.waiting.pop(0)
         else:
             (message,) = client.open
-        answer = Answer(message, client.open[message])
+        answer = Answer(message, client.open[message], asked=_chars(effect.request))
         assert effect.request.messages[-1].content.endswith(answer.text)
         client.answers[effect.response] = answer
         client.running = effect.response
