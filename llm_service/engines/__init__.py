@@ -75,6 +75,8 @@ async def _open_auto(settings: Settings, device: Device) -> OpenedEngine:
         return await _open_ollama(settings, device, "it has the model")
     except EngineUnavailable as unavailable:
         why = unavailable.message
+        if settings.llm_model_given:
+            why += f"; the embedded engine has its own model instead of {settings.llm_model}"
     try:
         return await _open_embedded(settings, device, why)
     except EngineUnavailable as error:

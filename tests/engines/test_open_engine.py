@@ -104,7 +104,8 @@ class TestAuto:
         ollama(fake, "other")
         async with opening(OLLAMA_BASE_URL=fake.url, LLM_MODEL="x") as opened:
             assert ("llama_cpp", BUNDLED) == (opened.provider, opened.model)
-            assert f"the Ollama at {fake.url} has no model 'x'; run: ollama pull x" == opened.reason
+            why = f"the Ollama at {fake.url} has no model 'x'; run: ollama pull x"
+            assert f"{why}; the embedded engine has its own model instead of x" == opened.reason
         assert 1 == len(embedded)
 
     async def test_a_gguf_file(
