@@ -62,6 +62,7 @@ _SCRIPTS = (
     (0x0D00, 0x0D7F, ("ml",)),
 )
 _LATIN = ("en", "de", "fr", "es")
+_WRITTEN_IN_LATIN = {*_LATIN, "it", "pt", "nl", "da", "ca", "fi", "pl", "sk", "no", "nb", "sv", "cs", "tr"}
 # How many words of English take as long to say as one character of these: ideographs, Hangul, kana, Thai and its kin.
 _CHARACTERS = (
     (re.compile(r"[\u3400-\u9fff\uf900-\ufaff]"), 0.75),
@@ -137,7 +138,7 @@ def _judge_words(text: str, sentence: int, end: int, word: int, language: str | 
     whole = before.lstrip()[0] == "(" and before[-1] == ")"
     if not goes_on and (before[-1] == "…" or whole or _DOMAIN.search(before)):
         return Boundary.SENTENCE
-    languages = (_KIN.get(language, language),) if language is not None else _languages_of(before)
+    languages = _languages(language, before)
     if end - sentence > _LONGEST_HEAD:
         space = text.find(" ", end - _LONGEST_HEAD, end)
         sentence = space + 1 if space >= 0 else end - _LONGEST_HEAD
@@ -163,8 +164,18 @@ def _is_no_end(before: str, language: str | None) -> bool:
     return bool(_INITIAL.search(before) or _MORE_ABBREVIATIONS.search(before))
 
 
+def _languages(language: str | None, before: str) -> tuple[str, ...]:
+    """Whose rules count: the script's where no language was given or another script is meant by it.
+
+    An end is one that all of them agree on.
+    """
+    by_script = _languages_of(before)
+    if language is None or (by_script is not _LATIN and language in _WRITTEN_IN_LATIN):
+        return by_script
+    return (_KIN.get(language, language),)
+
+
 def _languages_of(before: str) -> tuple[str, ...]:
-    """Whose rules count where no language was given: those of the script; an end is one that all agree on."""
     for character in reversed(before):
         if character.isalpha():
             code = ord(character)

@@ -73,6 +73,8 @@ def test_the_language_decides() -> None:
     """The same marks end a sentence in one language and not in another; without a language all must agree."""
     text = "Am 3. Oktober "
     assert ([SENTENCE], [NONE], [NONE]) == (judged(text, "en"), judged(text, "de"), judged(text))
+    text = "В 1990 г. в "
+    assert [[NONE]] * 3 == [judged(text, language) for language in ("ru", "en", None)]
     text = "Im 19. Jahrhundert "
     assert ([SENTENCE], [NONE]) == (judged(text, "en"), judged(text, "de"))
 

@@ -140,6 +140,7 @@ def test_before_silence_a_clause_will_do() -> None:
         ("aaaa bbbb cccc dddd", ["aaaa bbbb", "cccc dddd"]),
         ("a" * 25, ["a" * 12, "a" * 12, "a"]),
         ("e\u0301" * 10, ["e\u0301" * 6, "e\u0301" * 4]),
+        ("e" + "\u0301" * 20, ["e" + "\u0301" * 11, ""]),
         ("ae\u0301" * 5, ["ae\u0301" * 4, "ae\u0301"]),
         (". " * 10, [""] * 2),
     ],

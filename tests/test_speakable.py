@@ -100,6 +100,8 @@ def characters(pieces: list[Piece]) -> list[tuple[str, int]]:
         ("[text](https://a.b/c_(d) 'title') on", "text on"),
         ("![a cat](cat.png) on", "a cat on"),
         ("[text][ref], [plain]", "text, plain"),
+        ("[a](never closed\nb", "a b"),
+        ("[a](http://b.c\nD", "a D"),
         ("so[^1] it[2] is[3, 4]–[5–7].", "so it is–."),
         ("a\n\n[^1]: the note\n[x]: http://a.b\nb", "a. b"),
         ("a<br>b <b>c</b> <!-- d -->e 1 < 2 > 1", "a b c e 1 < 2 > 1"),
