@@ -60,8 +60,12 @@ _PREPARATION: Final[list[Processor]] = [
 ]
 _INVALID_UTF8: Final = "Invalid UTF-8 sequence received from client."
 _QUERY: Final = re.compile(r"(?<=\S)\?\S*")
-# Control characters, line and paragraph separators, bidirectional overrides, halves of surrogate pairs.
-_UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# Control characters, line and paragraph separators, bidirectional overrides, what is not seen at all, halves of
+# surrogate pairs.
+_UNSAFE: Final = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
+    r"\U000e0000-\U000e007f]"
+)
 
 
 def configure(level: Level, log_format: Format, path: str = "", *, log_prompts: bool = False, worker: int = 0) -> None:
