@@ -3,21 +3,25 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from pathlib import Path
+from time import monotonic
 
 import msgspec
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
 
 from benchmarks import fake_engine, wire
-from benchmarks.reliability import cuts, parts
+from benchmarks.reliability import barge_ins, cuts, parts
 from benchmarks.reliability.client import Client, Hung, Lost, answer
 from benchmarks.reliability.faults import FAULTS
 from benchmarks.reliability.promise import Outcome, Part, line, write
+from benchmarks.reliability.slow_tts import slow_tts
 from benchmarks.reliability.tested import streams
 from benchmarks.script import VOCABULARY, Script
 from llm_service.engines.openai import OpenAIEngine
 from llm_service.errors import EngineError
 from llm_service.generation import Delta
+from llm_service.speech.base import Utterance
+from llm_service.speech.openai import OpenAISynthesizer
 from tests.engines.requests import stream
 from tests.test_benchmarks import ENGINES, request
 
@@ -171,3 +175,30 @@ async def test_a_client_sees_silence_and_the_end() -> None:
         assert 3001 == lost.value.code
     with pytest.raises(Lost):
         await Client.connect(server.sockets[0].getsockname()[1] if server.sockets else 1)
+
+
+async def test_the_slow_tts_notes_who_leaves() -> None:
+    """A reader that leaves within the sound is noted by its voice, with the moment; one that asks for health is not."""
+    async with slow_tts() as tts:
+        began = monotonic()
+        synthesizer = OpenAISynthesizer(
+            f"http://127.0.0.1:{tts.port}/v1", model="m", voice="anna", connect_timeout=5.0, silence=5.0
+        )
+        await synthesizer.ping()
+        heard = asyncio.Event()
+        speaking = asyncio.create_task(synthesizer.synthesize(Utterance(text="Hello."), lambda _: heard.set()))
+        async with asyncio.timeout(5):
+            await heard.wait()
+            assert 1 == tts.running
+            speaking.cancel()
+            while tts.running:
+                await asyncio.sleep(0.001)
+        await synthesizer.aclose()
+
+    assert ["anna"] == list(tts.left)
+    assert [True] == [began < moment for moment in tts.left["anna"]]
+
+
+def test_who_left_is_paired_with_the_cancel_before() -> None:
+    """What was left before any cancel is nobody's barge-in."""
+    assert [pytest.approx(500), pytest.approx(250)] == barge_ins._since([1.0, 2.0, 4.0], [0.5, 2.5, 4.25])

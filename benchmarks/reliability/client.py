@@ -36,6 +36,8 @@ class Event(msgspec.Struct):
     reason: str | None = None
     terminal: bool = False
     success: bool = False
+    id: int | str | None = None
+    chunk: int = 0
     error: ErrorBody | None = None
     stats: Stats | None = None
     at: float = 0.0

@@ -11,7 +11,7 @@ from typing import Any
 import uvloop
 
 from benchmarks.processes import BenchmarkFailed, raise_file_limit
-from benchmarks.reliability import cancels, cuts, drain, faults, frozen
+from benchmarks.reliability import barge_ins, cancels, cuts, drain, faults, frozen
 from benchmarks.reliability.promise import Outcome, Part, line, write
 
 PARTS = (
@@ -39,6 +39,7 @@ PARTS = (
         for wire in ("ollama", "openai")
     ),
     Part("cancels", "A cancel frees the engine", "cancels", 10_000, 500, cancels.run),
+    Part("barge-ins", "A barge-in stops the TTS, and is silence", "barge-ins", 2_000, 100, barge_ins.run),
     Part("frozen", "Clients that stop reading are cut off and hurt no others", "frozen clients", 100, 20, frozen.run),
 )
 
