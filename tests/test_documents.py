@@ -1,10 +1,12 @@
 """The files that are made from the code."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from llm_service import documents, errors
+from llm_service.config import variables
 from llm_service.errors import ConfigurationError
 
 ROOT = Path(__file__).parent.parent
@@ -40,6 +42,16 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "docs").touch()
     with pytest.raises(ConfigurationError, match=r"docs/asyncapi\.yaml cannot be written: "):
         documents.write(tmp_path)
+
+
+def test_the_security_page_names_its_tests() -> None:
+    """What docs/security.md names is there, tests and settings, and each test file of tests/security is named in it."""
+    page = (ROOT / "docs/security.md").read_text(encoding="utf-8")
+    own = {path.name for path in (ROOT / "tests/security").glob("test_*.py")}
+    named = set(re.findall(r"`(tests/[a-z_/]+\.py|test_[a-z_]+\.py)`", page))
+    assert own == {name for name in named if "/" not in name}
+    assert all((ROOT / name).is_file() for name in named if "/" in name)
+    assert set(re.findall(r"`([A-Z][A-Z_]{4,})`", page)) <= set(variables())
 
 
 def test_errors_page_has_what_clients_meet() -> None:
