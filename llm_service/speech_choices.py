@@ -67,7 +67,7 @@ class SpeechDefaults:
             speed=speech.speed or self.speed,
             format=speech.format or self.format,
             binary=bool(speech.binary),
-            audio="audio" in events,
+            audio="audio" in events and bool(self.formats),
             chunks="chunk" in events,
             chosen=(speech.voice, speech.language, speech.speed) != (None, None, None),
         )

@@ -40,6 +40,9 @@ def test_audio_without_a_tts_is_refused() -> None:
     assert "TTS_ENDPOINTS" in refusal.message
     assert silent.refusal(SessionConfig(speech=speech, events=["chunk"])) is None
     assert silent.refusal(SessionConfig(events=["audio"])) is None
+    by_default = replace(silent, enabled=True).choices(SessionConfig(events=["audio"]))
+    assert by_default is not None
+    assert not by_default.audio
 
 
 def test_a_format_that_cannot_be_made_is_refused() -> None:

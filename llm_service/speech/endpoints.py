@@ -137,16 +137,14 @@ class Endpoints:
             await endpoint.synthesizer.aclose()
 
     def _candidates(self, audio: bool) -> Iterator[Endpoint]:
-        """Yield those that may be asked: healthy ones in their order, then the others, which may have come back."""
+        """Yield those that give audio, or those that give none: healthy ones first, the others may have come back."""
         for healthy in (True, False):
             for endpoint in self.all:
-                if endpoint.healthy is healthy and (audio or not endpoint.gives_audio):
+                if endpoint.healthy is healthy and endpoint.gives_audio is audio:
                     yield endpoint
 
     async def _synthesize(self, endpoint: Endpoint, utterance: Utterance, rendering: Rendering) -> None:
         synthesizer = endpoint.synthesizer
-        if not (utterance.text or not endpoint.gives_audio):
-            return  # the end of a response is of interest to a webhook alone
         if utterance.format not in synthesizer.formats:
             utterance = msgspec.structs.replace(utterance, format="wav")  # which can be converted
         try:

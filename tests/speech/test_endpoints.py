@@ -203,13 +203,18 @@ async def test_cancel_says_nothing_about_the_tts() -> None:
 
 
 async def test_without_audio_only_a_webhook_is_asked() -> None:
-    """Nobody has sound made that goes nowhere."""
+    """Nobody has sound made that goes nowhere, and a client that wants some is not fobbed off with a webhook."""
     voice, hook = Fake(), Fake("webhook", parts=(), formats=frozenset())
     endpoints, _ = made(voice, hook)
 
     assert b"" == await speak(endpoints, audio=False)
 
     assert (0, 1) == (len(voice.asked), len(hook.asked))
+    assert a_wav()[44:] == await speak(endpoints)
+    voice.error, voice.parts = SpeechUnavailable("gone"), ()
+    with pytest.raises(SpeechUnavailable, match="gone"):
+        await speak(endpoints)
+    assert 1 == len(hook.asked)
     assert endpoints.serves(audio=False)
     assert not made(voice)[0].serves(audio=False)
     assert not made()[0].serves(audio=True)
