@@ -126,6 +126,34 @@ class TestOllama:
         # The cancelled answer had well over a thousand tokens to go: many seconds on any machine.
         assert after < 5 * max(idle, uncancelled) + 500
 
+    async def test_its_line_is_ours(self, ollama_server: OllamaServer, ollama_engine: OllamaEngine) -> None:
+        """Who asks first is answered first, whatever Ollama's own would do; it never has more than one of ours."""
+        answered: list[int] = []
+        model = ollama_server.model
+        await ollama_engine.load(model, EMBEDDED_WINDOW)
+        async with (
+            live_service(ollama_engine, model=model, context_window=EMBEDDED_WINDOW) as live,
+            contextlib.AsyncExitStack() as stack,
+        ):
+            sockets = [await stack.enter_async_context(live.connect()) for _ in range(5)]
+
+            async def wait(number: int) -> None:
+                assert "response_complete" == (await collect(sockets[number])).terminal["type"]
+                answered.append(number)
+
+            async with asyncio.TaskGroup() as waiting:
+                for number, socket in enumerate(sockets):
+                    await start(socket, max_tokens=2, temperature=0.0, events=["queued"])
+                    await send(socket, "user_message", text=f"Say the number {number}.")
+                    permits = live.service.engines.protected[0].engine.permits
+                    line = live.service.engines.admission.line
+                    async with asyncio.timeout(10):
+                        while permits.taken + line.waiting + len(answered) <= number:
+                            await asyncio.sleep(0.005)
+                    assert permits.taken <= 1
+                    waiting.create_task(wait(number))
+        assert [*range(5)] == answered
+
     async def test_a_prompt_that_nobody_wants_any_more(
         self, ollama_server: OllamaServer, ollama_engine: OllamaEngine
     ) -> None:

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry
 
 from llm_service.config import Settings
 from llm_service.engine_set import EngineSet
-from llm_service.engines.base import timed
+from llm_service.engines.base import Engine, timed
 from llm_service.engines.members import MemberEngine, Members
 from llm_service.engines.scripted import ScriptedEngine
 from llm_service.generation import Finish, GenerationRequest
@@ -23,6 +23,15 @@ def named(names: Mapping[str, Mapping[str, object]]) -> dict[str, str]:
     """Return the environment that names scripted engines, each with further keys."""
     specs = [{"name": name, "provider": "scripted", **keys} for name, keys in names.items()]
     return {"ENGINES": json.dumps(specs), "ENGINE_RETRIES": "0", "LLM_MODEL": MODEL}
+
+
+def engine_set(
+    engines: Mapping[str, Engine], environment: Mapping[str, str], registry: CollectorRegistry
+) -> tuple[EngineSet, list[MemberEngine]]:
+    """Return these engines behind all that protects them, and each by its name; all have the model."""
+    members = [MemberEngine(engine, name=name, names={}, wanted=(MODEL,)) for name, engine in engines.items()]
+    together = opened(Members(members), model=MODEL, members=tuple(members))
+    return EngineSet(together, Settings.load(environment), Metrics(registry)), members
 
 
 class Pool:
@@ -43,14 +52,9 @@ class Pool:
             )
             for name in names
         }
-        settings = Settings.load({**named(dict.fromkeys(names, keys)), **(environment or {})})
-        self.members = [
-            MemberEngine(engine, name=name, names={}, wanted=(MODEL,)) for name, engine in self.inner.items()
-        ]
         self.registry = CollectorRegistry()
-        self.set = EngineSet(
-            opened(Members(self.members), model=MODEL, members=tuple(self.members)), settings, Metrics(self.registry)
-        )
+        settings = {**named(dict.fromkeys(names, keys)), **(environment or {})}
+        self.set, self.members = engine_set(self.inner, settings, self.registry)
 
     async def look(self) -> None:
         """Ask each how it is."""
