@@ -27,7 +27,8 @@ def upgrade(headers: Mapping[str, str] | None = None, *, target: str = "/ws/llm"
 
 
 async def exchange(port: int, sent: bytes) -> bytes:
-    """Send this and return what comes until the peer closes, or is silent after it has said something."""
+    """Send this; returns what comes until the peer closes or, where that was not asked for, is silent for a moment."""
+    patience = 10.0 if b"Connection: close" in sent else 0.05
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     received = b""
     with contextlib.suppress(ConnectionError):
@@ -35,7 +36,7 @@ async def exchange(port: int, sent: bytes) -> bytes:
         async with asyncio.timeout(10):
             received = await reader.read(65_536)
             with contextlib.suppress(TimeoutError):
-                while received and (more := await asyncio.wait_for(reader.read(65_536), 0.05)):
+                while received and (more := await asyncio.wait_for(reader.read(65_536), patience)):
                     received += more
     writer.close()
     return received

@@ -2,12 +2,14 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import pytest
-from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from llm_service.config import Settings
@@ -17,7 +19,7 @@ from llm_service.errors import ConfigurationError
 from llm_service.generation import GenerationRequest
 from llm_service.service import Service
 from tests.live import Live, ask, collect, live_service, receive, send, start
-from tests.processes import service_process
+from tests.processes import ServiceProcess, service_process
 from tests.talk import handshake, masked, text, words
 
 SOCKETS = 50
@@ -29,7 +31,7 @@ GENEROUS = {
 }
 
 
-def bearer(key: str) -> dict[str, dict[str, str]]:
+def bearer(key: str) -> dict[str, Any]:
     return {"additional_headers": {"Authorization": f"Bearer {key}"}}
 
 
@@ -212,6 +214,29 @@ async def test_a_start_without_the_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="API_KEYS_FILE="):
         async with Service(settings, opener=opener):
             pass
+
+
+def test_every_worker_sees_it(tmp_path: Path) -> None:
+    """Of several workers each reads the file: no socket of the key is left at any of them."""
+    keys = tmp_path / "keys"
+    keys.write_text("anna\nbert\n")
+    environment = {"API_KEYS_FILE": str(keys), "NUM_WORKERS": "2", "GREETING_DELAY_MS": "60000"}
+    with service_process(tmp_path, environment=environment) as service:
+        service.wait_until_listening(2)
+        asyncio.run(_revoke_at_workers(service, keys))
+        service.wait_until(lambda: 2 == len(service.lines("api_keys_changed")), "each worker has read the file")
+        by_worker = Counter(line["worker"] for line in service.lines("key_revoked"))
+        assert 20 == by_worker.total()
+
+
+async def _revoke_at_workers(service: ServiceProcess, keys: Path) -> None:
+    sockets = [await connect(service.ws_url, compression=None, proxy=None, **bearer("anna")) for _ in range(20)]
+    for socket in sockets:
+        await start(socket)
+    new = keys.with_name("new")
+    new.write_text("bert\n")
+    new.replace(keys)
+    assert [3500] * 20 == [await closing_code(socket) for socket in sockets]
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
