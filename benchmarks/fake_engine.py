@@ -14,6 +14,7 @@ import asyncio
 import signal
 import socket
 import struct
+from dataclasses import replace
 from time import monotonic
 
 import httptools
@@ -34,12 +35,23 @@ _AT_ONCE = struct.pack("ii", 1, 0)
 
 
 class _Message(msgspec.Struct):
+    role: str = ""
     content: str = ""
 
 
 class _Request(msgspec.Struct):
     messages: list[_Message] = []
     stream: bool = True
+
+    @property
+    def said(self) -> str:
+        """The beginning of an answer that is to be continued; "" where there is none."""
+        return self.messages[-1].content if self.messages[-1].role == "assistant" else ""
+
+    @property
+    def asked(self) -> str:
+        """The message that is answered."""
+        return self.messages[-2 if self.said else -1].content
 
 
 _decode = msgspec.json.Decoder(_Request).decode
@@ -68,14 +80,21 @@ class Stream:
     """One answer on its way: writes what is due, then waits for the next word."""
 
     def __init__(
-        self, protocol: "EngineProtocol", script: Script, dialect: wire.Dialect, received: float, prompt_tokens: int
+        self,
+        protocol: "EngineProtocol",
+        script: Script,
+        dialect: wire.Dialect,
+        received: float,
+        prompt_tokens: int,
+        said: str = "",
     ) -> None:
         self._protocol = protocol
         self._transport = protocol.transport
-        self._script = script
         self._dialect = dialect
         self._prompt_tokens = prompt_tokens
-        self._chunks = [dialect.words[index % len(VOCABULARY)] for index in script.indices()]
+        words = [dialect.words[index % len(VOCABULARY)] for index in script.indices()]
+        self._chunks = wire.rest(dialect, words, said)
+        self._script = script = replace(script, words=len(self._chunks))
         self._first_at = received + script.ttft
         self._times: list[float] = []
         self._failed = False
@@ -231,6 +250,8 @@ class EngineProtocol(asyncio.Protocol):
             case "/bench/log":
                 log, self.state.log = self.state.log, {}
                 self.transport.write(wire.document(msgspec.msgpack.encode(log), "application/msgpack"))
+            case "/apply-template":
+                self.transport.write(wire.rendered(_decode(self._body).messages[-1].content))
             case "/bench/streams":
                 self.transport.write(wire.document(self.state.streams()))
             case path:
@@ -242,13 +263,13 @@ class EngineProtocol(asyncio.Protocol):
         if not request.messages:
             self.transport.write(wire.document(wire.LOADED))
             return
-        script = parse(request.messages[-1].content, self.state.default)
+        script = parse(request.asked, self.state.default)
         if script.fault == "refuse":
             self.transport.write(wire.document(wire.REFUSED, status="500 Internal Server Error"))
         elif request.stream:
             # An engine's count grows with the conversation: one that did not would look like a prompt cut short.
             tokens = sum(5 + message.content.count(" ") for message in request.messages)
-            self._stream = Stream(self, script, dialect, received, tokens)
+            self._stream = Stream(self, script, dialect, received, tokens, request.said)
         else:
             self.transport.write(wire.document(wire.whole_answer(dialect, script.text())))
 

@@ -24,6 +24,7 @@ class Dialect:
     content_type: str
     first: bytes
     words: tuple[bytes, ...]
+    space: bytes
     faults: Mapping[str, bytes]
 
 
@@ -59,6 +60,7 @@ OLLAMA = Dialect(
     words=tuple(
         _chunk(_ollama_line(message={"role": "assistant", "content": word}, done=False)) for word in VOCABULARY
     ),
+    space=_chunk(_ollama_line(message={"role": "assistant", "content": " "}, done=False)),
     faults={
         "error": _chunk(_dump({"error": "the runner was told to fail"}) + b"\n") + _END,
         "garbage": _chunk(b'{"model": "bench", "message": {\n') + _END,
@@ -69,6 +71,7 @@ OPENAI = Dialect(
     content_type="text/event-stream",
     first=_chunk(_openai_chunk({"role": "assistant", "content": ""})),
     words=tuple(_chunk(_openai_chunk({"content": word})) for word in VOCABULARY),
+    space=_chunk(_openai_chunk({"content": " "})),
     faults={
         "error": _chunk(
             _sse({"error": {"message": "the engine was told to fail", "type": "server_error", "code": 500}})
@@ -78,6 +81,11 @@ OPENAI = Dialect(
         "end": _END,
     },
 )
+
+
+def rest(dialect: Dialect, chunks: list[bytes], said: str) -> list[bytes]:
+    """Return what is left of an answer whose beginning, without the space behind it, was said already."""
+    return [dialect.space, *chunks[said.count(" ") + 1 :]] if said else chunks
 
 
 def pieces(chunk: bytes) -> list[bytes]:
@@ -119,6 +127,11 @@ def document(body: bytes, content_type: str = "application/json", *, status: str
     """Return a whole response."""
     head = f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
+
+
+def rendered(last: str) -> bytes:
+    """Return what llama-server says of a prompt that ends with this message, which it leaves open."""
+    return document(_dump({"prompt": last}))
 
 
 LOADED = _ollama_line(message={"role": "assistant", "content": ""}, done=True, done_reason="load")

@@ -5,7 +5,7 @@ from typing import Any
 import psutil
 import structlog
 from fastapi import FastAPI, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 
 from llm_service import __version__
 from llm_service.metrics import CONTENT_TYPE, render
@@ -46,7 +46,7 @@ def create_monitoring_app(service: Service) -> FastAPI:
         problem = service.health.problem if service.state == "ready" else f"the service is {service.state}"
         return JSONResponse({"status": "not_ready", "reason": problem}, status_code=503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Prometheus text, of all workers together."""
         return Response(render(service.exposed), media_type=CONTENT_TYPE)

@@ -1,6 +1,7 @@
 """The reliability suite itself: it must see what is broken."""
 
 import asyncio
+import random
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from time import monotonic
@@ -10,7 +11,7 @@ import pytest
 from websockets.asyncio.server import ServerConnection, serve
 
 from benchmarks import fake_engine, wire
-from benchmarks.reliability import barge_ins, cuts, parts
+from benchmarks.reliability import barge_ins, cuts, frozen, garbage, kills, parts, soak, standards
 from benchmarks.reliability.client import Client, Hung, Lost, answer
 from benchmarks.reliability.faults import FAULTS
 from benchmarks.reliability.promise import Outcome, Part, line, write
@@ -202,3 +203,78 @@ async def test_the_slow_tts_notes_who_leaves() -> None:
 def test_who_left_is_paired_with_the_cancel_before() -> None:
     """What was left before any cancel is nobody's barge-in."""
     assert [pytest.approx(500), pytest.approx(250)] == barge_ins._since([1.0, 2.0, 4.0], [0.5, 2.5, 4.25])
+
+
+async def test_the_parser_is_given_garbage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of it is refused, some of it is right, and what is neither is told."""
+    outcome = await garbage.messages(2000, tmp_path)
+    assert [] == outcome.broken
+    refused = int(outcome.figures[0].split(", ")[1].split()[0].replace(",", ""))
+    assert 1000 < refused < 2000
+    monkeypatch.setattr(garbage, "parse", int)
+    assert (await garbage.messages(20, tmp_path)).broken
+
+
+def test_frames_are_right_and_wrong() -> None:
+    """Texts that are masked and whole, and others that are not."""
+    chance = random.Random(3)
+    texts = garbage.mutated(chance)
+    frames = [garbage.frame(chance, next(texts)) for _ in range(500)]
+    assert 100 < sum(frame[0] == 0x81 and frame[1] >= 0x80 for frame in frames) < 450
+    assert any(frame[1] & 0x7F == 127 for frame in frames)
+
+
+@pytest.mark.parametrize(("prompts", "lost"), [((9, 19, 29, 39), 0), ((9, 19, 29, 20), 1), ((9, 19, 29, 60), 1)])
+async def test_a_lost_history_is_seen(prompts: tuple[int, ...], lost: int) -> None:
+    """A prompt that has not grown as the ones before it did has lost a turn, or has one too many."""
+    left = list(prompts)
+
+    async def service(socket: ServerConnection) -> None:
+        await socket.recv()
+        await socket.send('{"type":"session_started","seq":1,"session_id":"s"}')
+        while left:
+            await socket.recv()
+            await socket.send('{"type":"token","data":"yes "}')
+            stats = {"prompt_tokens": left.pop(0), "tokens_generated": 1}
+            await socket.send(msgspec.json.encode({"type": "response_complete", "stats": stats}).decode())
+        await socket.wait_closed()
+
+    async with serve(service, "127.0.0.1", 0) as server:
+        seen = kills.Kills()
+        talk = kills.Talk(kills.FakeEngine(), server.sockets[0].getsockname()[1], seen, 0)
+        await talk.begin()
+        await talk.whole()
+        await talk.end()
+    assert (lost, 4) == (seen.lost, seen.histories)
+
+
+def test_requests_of_garbage() -> None:
+    """Each has the path, an end of its headers, and something that is wrong now and then."""
+    chance = random.Random(5)
+    requests = [standards._request("/health", chance) for _ in range(200)]
+    assert all(b" /health" in request and b"\r\n\r\n" in request for request in requests)
+    assert 20 < sum(request.startswith(b"GET ") for request in requests) < 120
+    assert any(b"Content-Length: -1" in request for request in requests)
+
+
+def test_the_slope_is_that_of_the_line() -> None:
+    """What grows by two a second has a slope of two, whatever it is about; what goes up and down has none."""
+    assert 2.0 == pytest.approx(soak.slope([(at, 5 + 2.0 * at) for at in range(10)]))
+    assert 0.0 == pytest.approx(soak.slope([(at, at % 2) for at in (0.0, 1.0, 2.0, 3.0, 4.0)]))
+    assert 0.0 == soak.slope([(1.0, 5.0)])
+
+
+def test_a_soak_is_judged_by_its_second_half() -> None:
+    """Files that were never so many before are a leak, and so is memory that grows by more than a few MiB."""
+
+    def held(rss: float, files: int) -> frozen.Held:
+        each = object.__new__(frozen.Held)
+        each.rss, each.files, each.tasks = rss, files, 10.0
+        return each
+
+    steady = [(float(at), held(80.0, 50)) for at in range(20)]
+    leaking = [(float(at), held(80.0 + 2 * at, 50 + 10 * at)) for at in range(20)]
+    for samples, broken in ((steady, 0), (leaking, 2)):
+        outcome = Outcome()
+        soak._judge(outcome, soak.Users(), samples)
+        assert broken == len(outcome.broken)

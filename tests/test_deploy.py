@@ -273,13 +273,22 @@ class TestCompose:
         assert compose(platform)["services"]["llm-service"]["env_file"] == [{"path": ".env", "required": False}]
 
     def test_confined(self, platform: str) -> None:
-        """The service can write nothing but /tmp and gain no privilege."""
+        """The service can write nothing but /tmp and the sessions' volume, and gain no privilege."""
         service = compose(platform)["services"]["llm-service"]
 
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
-        assert not service.get("volumes")
+        assert ["llm-sessions:/var/lib/fasttalk"] == service["volumes"]
+
+    def test_sessions_outlast_the_container(self, platform: str) -> None:
+        """The file of SESSION_STORE=sqlite is on a volume, in a folder of the image that the service's user owns."""
+        described = compose(platform)
+        service = described["services"]["llm-service"]
+        assert "/var/lib/fasttalk/sessions.sqlite3" == service["environment"]["SQLITE_PATH"]
+        assert "llm-sessions" in described["volumes"]
+        image = (ROOT / service["build"]["dockerfile"]).read_text(encoding="utf-8")
+        assert "--owner=10001 --group=10001 /var/lib/fasttalk" in image
 
     def test_drains(self, platform: str) -> None:
         """Docker waits longer for the service's end than the service waits for running responses."""

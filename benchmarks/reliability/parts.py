@@ -11,7 +11,20 @@ from typing import Any
 import uvloop
 
 from benchmarks.processes import BenchmarkFailed, raise_file_limit
-from benchmarks.reliability import barge_ins, cancels, cuts, drain, faults, frozen
+from benchmarks.reliability import (
+    barge_ins,
+    cancels,
+    cuts,
+    drain,
+    failover,
+    faults,
+    frozen,
+    garbage,
+    kills,
+    soak,
+    standards,
+    workers,
+)
 from benchmarks.reliability.promise import Outcome, Part, line, write
 
 PARTS = (
@@ -40,7 +53,44 @@ PARTS = (
     ),
     Part("cancels", "A cancel frees the engine", "cancels", 10_000, 500, cancels.run),
     Part("barge-ins", "A barge-in stops the TTS, and is silence", "barge-ins", 2_000, 100, barge_ins.run),
+    Part(
+        "kills-http",
+        "An engine that is killed in mid-answer: clients are told, no history is lost, nobody hangs",
+        "kills",
+        1000,
+        10,
+        partial(kills.run, target=kills.FakeEngine),
+    ),
+    Part(
+        "kills-llama",
+        "The same with a real llama-server and a real model",
+        "kills",
+        250,
+        2,
+        partial(kills.run, target=kills.LlamaServer),
+    ),
+    Part("failover", "Of two engines one is killed in mid-answer: the other goes on", "kills", 50, 1, failover.run),
     Part("frozen", "Clients that stop reading are cut off and hurt no others", "frozen clients", 100, 20, frozen.run),
+    Part(
+        "frames",
+        "Garbage on the WebSocket crashes nothing, hurts no others",
+        "frames",
+        100_000,
+        3000,
+        garbage.frames,
+    ),
+    Part(
+        "messages",
+        "Garbage for the parser gets a typed error",
+        "messages",
+        1_000_000,
+        20_000,
+        garbage.messages,
+    ),
+    Part("workers", "Two workers do nearly twice as much as one", "seconds", 20, 5, workers.run),
+    Part("autobahn", "RFC 6455, by Autobahn's cases", "cases", 247, 247, standards.autobahn),
+    Part("schemas", "HTTP answers are as documented, and none is 5xx", "requests", 1000, 30, standards.schemas),
+    Part("soak", "Hours of everyday use: memory, sockets and tasks do not grow", "seconds", 1200, 12, soak.run),
 )
 
 
@@ -53,6 +103,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--all", action="store_true", help="every part")
     parser.add_argument("--short", action="store_true", help="few of each, as CI does")
     parser.add_argument("--count", type=int, help="so many of each part's unit")
+    parser.add_argument("--minutes", type=int, help="for which the soak lasts (default: 20)")
     parser.add_argument("--write", action="store_true", help="put the figures into docs/reliability.md")
     parser.set_defaults(run=_run)
 
@@ -76,6 +127,8 @@ def _run(options: argparse.Namespace) -> int:
     broken = 0
     for part in chosen(options.parts, everything=options.all or options.short):
         count = options.count or (part.short if options.short else part.count)
+        if options.minutes and part.name == "soak":
+            count = 60 * options.minutes
         began = time.monotonic()
         outcome = run(part, count)
         print(line(part, outcome, time.monotonic() - began), flush=True)
