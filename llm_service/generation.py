@@ -58,7 +58,8 @@ class GenerationRequest(msgspec.Struct, frozen=True):
     `context_window` is in tokens and holds prompt and answer. `think` asks a reasoning model to think
     (True), not to (False) or leaves it to the model (None). `session_id` lets an engine with several
     prompt caches find the one that has this session's prefix. `background` is work that no user waits for. `patience`
-    is in seconds, beyond the engine's deadlines for a first token: it may still be busy with what nobody wants.
+    is in seconds, beyond the engine's deadlines for a first token: it may still be busy with what nobody wants. `spent`
+    is what of the whole response's deadline another engine has used up, in seconds.
     """
 
     model: str
@@ -70,6 +71,7 @@ class GenerationRequest(msgspec.Struct, frozen=True):
     tools: tuple[Tool, ...] = ()
     background: bool = False
     patience: float = 0.0
+    spent: float = 0.0
 
 
 class Delta(msgspec.Struct, frozen=True, gc=False):

@@ -20,7 +20,10 @@ LOOK_EVERY = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Deadlines:
-    """In seconds. `first_token` holds from asking the engine on, and from a request's `patience` later."""
+    """In seconds. `first_token` holds from asking the engine on, and from a request's `patience` later.
+
+    `response` holds for all engines that an answer comes from: what the others took is the request's `spent`.
+    """
 
     first_token: float
     between_tokens: float
@@ -66,7 +69,7 @@ class DeadlineEngine(EngineWrapper):
             StreamStalled: nothing more came in time.
             ResponseTimeout: the answer lasts too long.
         """
-        answer = _Answer(sink.times, request.patience)
+        answer = _Answer(sink.times, request.patience, request.spent)
         self._running.add(answer)
         self._rounds.begin()
         try:
@@ -95,9 +98,10 @@ class _Answer:
 
     __slots__ = ("begun", "limit", "missed", "patience", "times")
 
-    def __init__(self, times: list[float], patience: float) -> None:
+    def __init__(self, times: list[float], patience: float, spent: float) -> None:
         self.times = times
-        self.patience = patience
-        self.begun = monotonic()
+        # The whole was begun before this engine was asked; its first token need not come earlier for that.
+        self.begun = monotonic() - spent
+        self.patience = patience + spent
         self.limit = asyncio.timeout(None)
         self.missed: EngineError | None = None

@@ -8,6 +8,9 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from time import monotonic
+
+import msgspec
 
 from llm_service.engine_health import EngineHealth
 from llm_service.engines.continuation import Continuation
@@ -199,10 +202,11 @@ class _Errand:
     `tried` are the engines that are asked no more, `error` is what the first of them failed by.
     """
 
-    __slots__ = ("_original", "error", "request", "rest", "sink", "tried")
+    __slots__ = ("_began", "_original", "error", "request", "rest", "sink", "tried")
 
     def __init__(self, request: GenerationRequest, sink: Sink) -> None:
         self._original = (request, sink)
+        self._began = monotonic()
         self.request = request
         self.sink = sink
         self.rest: Continuation | None = None
@@ -222,6 +226,7 @@ class _Errand:
             if rest is None:
                 return self.error
             self.rest, self.request, self.sink = rest, rest.request, rest.sink
+        self.request = msgspec.structs.replace(self.request, spent=monotonic() - self._began)
         return None
 
 

@@ -66,6 +66,17 @@ async def test_a_request_with_patience() -> None:
     assert "a " * 6 == "".join(pieces)
 
 
+async def test_what_another_engine_has_spent() -> None:
+    """The whole answer's deadline holds for both; the first token of this one has its own time."""
+    _, engine = engines(Fault(3), response=LONG)
+    spent = msgspec.structs.replace(a_request(model="scripted"), spent=LONG - SHORT)
+    with pytest.raises(ResponseTimeout, match=f"{LONG:g} seconds"):
+        await engine.generate(spent, timed(lambda _: None))
+    deadlines = Deadlines(first_token=5.0, between_tokens=LONG, response=LONG)
+    assert deadlines.missed(now=44.0, begun=0.0, last=None, patience=40.0) is None
+    assert isinstance(deadlines.missed(now=46.0, begun=0.0, last=None, patience=40.0), FirstTokenTimeout)
+
+
 async def test_a_slow_answer_is_no_silence() -> None:
     """Tokens that come in time, each of them, may take longer together than one may."""
     _, engine = engines(first=0.5, between=0.5, rate=10)

@@ -347,6 +347,15 @@ class TestGoingOn:
         assert (*request.messages, Message("assistant", "one two")) == asked.messages
         assert 47 == asked.sampling.max_tokens
 
+    async def test_one_deadline_for_the_whole(self) -> None:
+        """The second engine has what the first one left of it."""
+        pool = Pool("a", "b", words=WORDS)
+        await pool.look()
+        pool.inner["a"].faults.append(Fault(1, GenerationFailed("it broke")))
+        await pool.answer(a_request(model="test", max_tokens=50), goes_on=True)
+        (asked,) = pool.inner["b"].requests
+        assert 0 < asked.spent < 10
+
     async def test_three_engines_for_one_answer(self) -> None:
         """The second breaks, too: the third goes on behind both."""
         pool = Pool("a", "b", "c", words=WORDS)
