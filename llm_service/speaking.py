@@ -48,9 +48,9 @@ class Speaking:
 
     __slots__ = (
         "_chunker",
-        "_cut",
         "_desk",
         "_due",
+        "_first",
         "_forwarder",
         "_heard",
         "_how",
@@ -76,7 +76,8 @@ class Speaking:
         self._how: SpeechChoices | None = None
         self._number = 0
         self._started = 0.0
-        self._cut = self._heard = True  # the response has a chunk by now, and sound
+        self._first = 0  # the id of the response's first chunk; 0: it has none yet
+        self._heard = True  # sound of it has been sent
         self._due: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
@@ -91,7 +92,7 @@ class Speaking:
         """Speak this response; returns what sends its text on, and cuts it meanwhile."""
         if number != self._number:
             self._number, self._started = number, monotonic()
-            self._cut = self._heard = False
+            self._first, self._heard = 0, False
         self._how = how
         chunker = self._chunker = Chunker(self._desk.rules, language=how.language, pacing=_PACING)
         write = self._outbox.say
@@ -130,7 +131,8 @@ class Speaking:
         """Write a piece of sound to the client, if it takes one now."""
         assert self._how is not None
         written = self._outbox.put_audio(audio, binary=self._how.binary)
-        if written and not self._heard:
+        # What is sent may still be of the response before.
+        if written and not self._heard and 0 < self._first <= audio.chunk:
             self._heard = True
             self._desk.metrics.first_audio.observe(monotonic() - self._started)
         return written
@@ -186,8 +188,8 @@ class Speaking:
             told = self._session.cut(self._number, chunk)
             if told is None:
                 return
-            if not self._cut:
-                self._cut = True
+            if not self._first:
+                self._first = told.id
                 desk.metrics.first_chunk.observe(monotonic() - self._started)
             desk.metrics.chunks.inc()
             if how.chunks:
