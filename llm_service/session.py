@@ -7,9 +7,7 @@ connection feeds it and carries out the effects, in their order.
      ▲                                                                                           │
      └────────── start_session, user_message, update_config: a new session, a new id ────────────┘
 
-While active, at most one response runs. Each response ends by exactly one terminal event
-(`response_complete`, `cancelled` or `error`), and nothing of it is said after that: what the engine still
-delivers for an ended response is ignored by its number.
+What happens while it is active is in `turns`.
 """
 
 import enum
@@ -20,33 +18,15 @@ from typing import Self
 import msgspec
 
 from llm_service import events
-from llm_service.condenser import Condenser
-from llm_service.conversation import Conversation, Prompt
 from llm_service.counters import Counters
-from llm_service.effects import Condense, Count, Dropped, Effect, Generate, Hush, Send, Stop, StopAsides, Warm
-from llm_service.errors import (
-    ContextOverflow,
-    FastTalkError,
-    QueueFull,
-    ResponseInProgress,
-    ToolResultsOverdue,
-    TooManyToolCalls,
-    UnexpectedToolResult,
-    UnknownChunk,
-)
-from llm_service.events import Thinking
-from llm_service.generation import Delta, Finish, GenerationRequest, Message, SamplingParams, TakeDelta
+from llm_service.effects import Effect, Send
+from llm_service.errors import FastTalkError
 from llm_service.records import VERSION, EndedResponse, SessionRecord
 from llm_service.replay import ReplayRecord
-from llm_service.response import Response, SpokenChunk
-from llm_service.sentences import Chunk
+from llm_service.response import Response
 from llm_service.session_config import SessionConfig, config_as_sent, merge_config
-from llm_service.session_defaults import Choices, SessionDefaults
-from llm_service.speech_choices import SpeechChoices
-from llm_service.summary import Condensation
-
-# Times that a model may ask for tools before it answers.
-MAX_TOOL_STEPS = 16
+from llm_service.session_defaults import SessionDefaults
+from llm_service.turns import Turns
 
 UNKNOWN_SESSION = "the session is not known here; this is a new one"
 
@@ -57,51 +37,15 @@ class SessionState(enum.Enum):
     ENDED = "ended"
 
 
-class Session:
-    """One conversation of one client.
+class Session(Turns):
+    """One conversation of one client. `new_id` makes session ids."""
 
-    `new_id` makes session ids. Every method that takes an event returns the effects it has; a delta alone,
-    since there is one for every token, is sent on from within the call that takes it.
-    """
-
-    __slots__ = (
-        "_active_at",
-        "_asides",
-        "_calls",
-        "_choices",
-        "_chunks",
-        "_condenser",
-        "_conversation",
-        "_counters_before",
-        "_defaults",
-        "_dropped_before",
-        "_ended",
-        "_greeted",
-        "_last_response",
-        "_new_id",
-        "_queue",
-        "_refusing",
-        "_response",
-        "_state",
-        "counters",
-        "id",
-        "started_at",
-    )
+    __slots__ = ("_counters_before", "_greeted", "_new_id", "_state", "started_at")
 
     def __init__(self, defaults: SessionDefaults, *, new_id: Callable[[], str], now: float) -> None:
-        self._defaults = defaults
+        super().__init__(defaults)
         self._new_id = new_id
         self._greeted = False
-        self._response: Response | None = None
-        self._last_response = 0
-        self._calls = 0
-        self._chunks = 0
-        self._asides = False  # something was asked of the engine beside the turns
-        self._ended: Response | None = None  # the newest one that has ended, while its turn is the newest
-        self._dropped_before = 0  # tokens that were told of
-        self._refusing: FastTalkError | None = None
-        self._queue: list[events.UserMessage] = []
-        self.counters = Counters()
         self._begin(SessionConfig(), now)
         self._state = SessionState.NEW
 
@@ -116,27 +60,9 @@ class Session:
         return self._state
 
     @property
-    def running(self) -> int | None:
-        """The number of the running response, if one runs."""
-        return None if self._response is None else self._response.number
-
-    @property
     def config(self) -> SessionConfig:
         """What the client chose."""
         return self._choices.config
-
-    @property
-    def speech(self) -> SpeechChoices | None:
-        """How the running response is spoken; None: not at all, or none runs."""
-        return None if self._response is None else self._response.choices.speech
-
-    @property
-    def conversation(self) -> Conversation:
-        return self._conversation
-
-    @property
-    def queued(self) -> int:
-        return len(self._queue)
 
     def idle_seconds(self, now: float) -> float:
         """Return how long client and engine have both been silent."""
@@ -185,7 +111,7 @@ class Session:
             case events.Played():
                 return self._played(event)
             case events.PartialMessage():
-                return self._partial_message(event)
+                return self._partial_message(event) if self._state is SessionState.ACTIVE else []
             case events.ToolResult():
                 return self._tool_result(event, now)
 
@@ -199,160 +125,9 @@ class Session:
         """Tell the client of an error that no message of its own brought up."""
         return [self._error(error)]
 
-    def taker(
-        self,
-        number: int,
-        say: Callable[[str], None],
-        send: Callable[[Thinking], None],
-        clock: Callable[[], float],
-        times: list[float],
-    ) -> TakeDelta:
-        """Return what takes this response's text from the engine and sends it on: all of it in one call a token.
-
-        The answer's text goes to `say`, as a token each. `times` gets the time of each delta.
-        """
-        if self._response is not None and self._response.number == number:
-            self._response.measure(times)
-
-        def take(delta: Delta) -> None:
-            response = self._response
-            if response is None or response.number != number:
-                return
-            now = clock()
-            times.append(now)
-            if delta.thinking:
-                if "thinking" in self._choices.events:
-                    send(Thinking(data=delta.text))
-                return
-            if response.first_token_at is None:
-                response.first_token_at = now
-            response.pieces.append(delta.text)
-            say(delta.text)
-
-        return take
-
-    def cut(self, number: int, chunk: Chunk) -> events.Chunk | None:
-        """Take note of a chunk of the running response, cut to be spoken; returns it as the client is told of it."""
-        response = self._response
-        if response is None or response.number != number:
-            return None
-        self._chunks += 1
-        offset = response.earlier_chars
-        response.chunks[self._chunks] = SpokenChunk(chunk, offset)
-        return events.Chunk(id=self._chunks, text=chunk.text, start=offset + chunk.start, end=offset + chunk.end)
-
-    def counted(self, number: int, tokens: int | None, now: float) -> list[Effect]:
-        """Take the engine's count of the running response's message; None: it could not count after all."""
-        response = self._response
-        if response is None or response.number != number or response.uncounted is None:
-            return []
-        message, response.uncounted = response.uncounted, None
-        return self._ask(response, message, now, tokens)
-
-    def said(self, number: int) -> str | None:
-        """Return the running response's answer so far, None if there was more to it than text."""
-        response = self._response
-        if response is None or response.number != number or response.steps:
-            return None
-        return response.text if len(response.pieces) == len(response.times) else None
-
-    def waits(self, number: int, position: int) -> list[Effect]:
-        """Take the place of the running response in the line for the engine; 1 is next."""
-        response = self._response
-        if response is None or response.number != number or "queued" not in self._choices.events:
-            return []
-        return [Send(events.Queued(position=position, id=response.id))]
-
-    def finished(self, number: int, finish: Finish, now: float) -> list[Effect]:
-        """Take the end of a generation: of the response, unless the model asked for tools."""
-        response = self._response
-        if response is None or response.number != number:
-            return []
-        self._active_at = now
-        if finish.tool_calls:
-            return self._ask_tools(response, finish, now)
-        self._response = None
-        self._conversation.commit(response.text, usage=response.held(finish.usage))
-        self._ended = response
-        settled = self._settle()
-        stats = response.stats(
-            finish,
-            now,
-            context_window=response.choices.window,
-            dropped_turns=self._conversation.dropped_turns,
-        )
-        self.counters.tokens_generated += stats.tokens_generated
-        self.counters.generations_completed += 1
-        effects: list[Effect] = [Send(events.ResponseComplete(stats=stats, id=response.id))]
-        if "context" in self._choices.events:
-            use = stats.context
-            effects.append(Send(events.Context(used=use.used, limit=use.limit, dropped=use.dropped)))
-        return effects + settled + self._next(now)
-
-    def failed(self, number: int, error: FastTalkError, now: float) -> list[Effect]:
-        """Take the failure of a generation: the turn is undone, the session goes on.
-
-        A prompt that the engine found too long is tried again with half the history, down to none: an engine may have
-        a smaller window for this model than the service knows.
-        """
-        response = self._response
-        if response is None or response.number != number:
-            return []
-        self._active_at = now
-        if isinstance(error, ContextOverflow) and not response.times:
-            shorter = self._conversation.retry(**_bounds(response.choices))
-            if shorter is not None:
-                return [self._generate(response, shorter)]
-        return self._fail(response, error, now)
-
-    def _fail(self, response: Response, error: FastTalkError, now: float) -> list[Effect]:
-        self._response = None
-        self._conversation.rollback()
-        self.counters.turns -= 1
-        return [self._error(error, id=response.id, terminal=True), *self._settle(), *self._next(now)]
-
-    def overdue(self, now: float) -> list[Effect]:
-        """Fail the response whose tool results do not come."""
-        response = self._response
-        if response is None or response.tools_at is None or now - response.tools_at <= self._defaults.tool_timeout:
-            return []
-        error = ToolResultsOverdue(
-            f"no tool_result came within {self._defaults.tool_timeout:g} seconds; the turn is undone, send it again"
-        )
-        return self.failed(response.number, error, now)
-
-    def condensed(self, job: Condensation, text: str | None) -> list[Effect]:
-        """Take what the engine made of turns, which are dropped with it; None: it is not to be asked for now."""
-        if text is None:
-            self._condenser.skipped(job)
-            return []
-        self._condenser.answered(job, text)
-        if self._response is not None:
-            return []
-        self._condenser.settle()
-        return self._dropped()
-
     def expire(self, now: float) -> list[Effect]:
         """End the session because its client has been silent for too long; there may be none to end."""
         return self._end(now, "expired") if self._state is SessionState.ACTIVE else []
-
-    def drain(self, error: FastTalkError) -> list[Effect]:
-        """Start nothing more: what waits and what still comes is answered by this error."""
-        self._refusing = error
-        effects: list[Effect] = [self._error(error, id=message.id) for message in self._queue]
-        self._queue.clear()
-        return effects
-
-    def abort(self, error: FastTalkError) -> list[Effect]:
-        """End the running response by an error that is not the engine's; what was said of it stays in the history."""
-        self._queue.clear()
-        id_ = None if self._response is None else self._response.id
-        effects = self._interrupt()
-        return [*effects, self._error(error, id=id_, terminal=True)] if effects else []
-
-    def desert(self) -> list[Effect]:
-        """Take note that nobody listens any more: what runs is stopped, what was said is kept."""
-        return self._leave()
 
     def resume(
         self, event: events.StartSession, now: float, *, greeted: bool
@@ -387,6 +162,8 @@ class Session:
             effects = self._stop_asides()
         self._set_config(config)
         return effects
+
+    # At rest
 
     def record(self, *, key: str, whole: bool, replay: ReplayRecord, now: float, wall: float) -> SessionRecord:
         """Return what `restore` takes; a turn that is being answered is not in it.
@@ -462,37 +239,7 @@ class Session:
     def _user_message(self, event: events.UserMessage, now: float) -> list[Effect]:
         if self._refusing is not None:
             return [self._error(self._refusing, id=event.id)]
-        effects = self._ensure_active(now)
-        if self._response is None:
-            return effects + self._barge_in() + self._respond(event, now)
-        match self._choices.on_busy:
-            case "interrupt":
-                return effects + self._stop_all() + self._respond(event, now)
-            case "queue":
-                return effects + self._enqueue(event)
-            case _:
-                error = ResponseInProgress(
-                    "a response is running; wait for its end, cancel it, or set config.on_busy to interrupt or queue"
-                )
-                return [*effects, self._error(error, id=event.id)]
-
-    def _barge_in(self) -> list[Effect]:
-        """Stop what is still spoken of an answer whose text is whole, since the user speaks; but not under `queue`."""
-        if self._choices.on_busy == "interrupt":
-            self._cut_short()
-        if not self._chunks or self._choices.on_busy == "queue":
-            return []
-        return self._silenced()
-
-    def _enqueue(self, event: events.UserMessage) -> list[Effect]:
-        limit = self._defaults.max_queued_messages
-        if len(self._queue) >= limit:
-            error = QueueFull(f"{limit} messages wait already; send this one again after a response")
-            return [self._error(error, id=event.id)]
-        self._queue.append(event)
-        if "queued" not in self._choices.events:
-            return []
-        return [Send(events.Queued(position=len(self._queue), id=event.id))]
+        return self._ensure_active(now) + self._message(event, now)
 
     def _update_config(self, event: events.UpdateConfig, now: float) -> list[Effect]:
         effects = self._ensure_active(now)
@@ -502,219 +249,10 @@ class Session:
         effects += self._reconfigure(config)
         return [*effects, Send(self._answer(event.config, greeted=True))]
 
-    def _cancel(self) -> list[Effect]:
-        self._cut_short()
-        stopped = self._stop_all()
-        return [*stopped, *self._settle()] if stopped else [*self._silenced(), Send(events.Cancelled(success=False))]
-
     def _end(self, now: float, reason: events.EndReason) -> list[Effect]:
         effects = self._leave()
         self._state = SessionState.ENDED
         return [*effects, Send(events.SessionEnded(stats=self.stats(now), reason=reason))]
-
-    def _played(self, event: events.Played) -> list[Effect]:
-        if event.chunk is not None and event.chunk not in range(1, self._chunks + 1):
-            error = UnknownChunk("no such chunk was sent; without one, chars count from the beginning of the answer")
-            return [self._error(error)]
-        response = self._response or self._ended
-        if response is None:
-            return []
-        heard = event.chars
-        if event.chunk is not None:
-            spoken = response.chunks.get(event.chunk)
-            if spoken is None:
-                return []  # of an answer that another has followed meanwhile
-            heard = spoken.heard(event.chars)
-        response.heard = heard
-        if response.interrupted:
-            self._conversation.cut(heard)
-        return []
-
-    def _partial_message(self, event: events.PartialMessage) -> list[Effect]:
-        idle = self._state is SessionState.ACTIVE and self._response is None and self._refusing is None
-        if not (idle and event.text.strip() and self._choices.warms):
-            return []
-        choices = self._choices
-        messages = self._conversation.peek(event.text, **_bounds(choices))
-        if messages is None:
-            return []  # the real message will begin otherwise
-        self._asides = True
-        return [Warm(self._request(messages, choices, msgspec.structs.replace(choices.sampling, max_tokens=1)))]
-
-    def _tool_result(self, event: events.ToolResult, now: float) -> list[Effect]:
-        response = self._response
-        if response is None or response.tools_at is None:
-            return [self._error(UnexpectedToolResult("no tool call waits for a result"))]
-        try:
-            whole = self._conversation.tool_result(event.id, event.content)
-        except KeyError:
-            return [self._error(UnexpectedToolResult("no tool call of this id waits for a result"))]
-        if not whole:
-            return []
-        response.tools_at = None
-        counts = self._engine_counts(response.choices)
-        try:
-            prompt = self._conversation.go_on(engine_counts=counts, **_bounds(response.choices))
-        except ContextOverflow as error:
-            return self._fail(response, error, now)
-        return [self._generate(response, prompt)]
-
-    # Responses
-
-    def _respond(self, message: events.UserMessage, now: float) -> list[Effect]:
-        choices = self._choices
-        response = Response(self._last_response + 1, choices, message.id, now)
-        if self._defaults.counts_tokens and self._conversation.needs_count(message.text, **_bounds(choices)):
-            self._response = response
-            self._last_response = response.number
-            response.uncounted = message
-            return [Count(response.number, choices.model, message.text)]
-        return self._ask(response, message, now, None)
-
-    def _ask(self, response: Response, message: events.UserMessage, now: float, tokens: int | None) -> list[Effect]:
-        self._response = None
-        counts = self._engine_counts(response.choices)
-        try:
-            prompt = self._conversation.begin(
-                message.text, engine_counts=counts, tokens=tokens, **_bounds(response.choices)
-            )
-        except FastTalkError as error:
-            return [self._error(error, id=message.id, terminal=True), *self._next(now)]
-        self._response = response
-        self._last_response = response.number
-        self._ended = None
-        self.counters.turns += 1
-        effects: list[Effect] = []
-        if "response_started" in self._choices.events:
-            effects.append(Send(events.ResponseStarted(id=message.id)))
-        return [*effects, self._generate(response, prompt)]
-
-    def _engine_counts(self, choices: Choices) -> bool:
-        """Whether the engine refuses what is too long; it does not for a window of the session's that is smaller."""
-        return self._defaults.window_enforced and choices.window == self._defaults.context_window
-
-    def _generate(self, response: Response, prompt: Prompt) -> Generate:
-        sampling, window = response.choices.sampling, response.choices.window
-        if window < self._defaults.context_window:
-            # The engine has a larger window, and would go on into it.
-            room = window - prompt.tokens
-        elif self._defaults.answer_in_window:
-            room = window - prompt.most
-        else:
-            room = sampling.max_tokens
-        if room < sampling.max_tokens:
-            sampling = msgspec.structs.replace(sampling, max_tokens=max(1, room))
-        return Generate(response.number, self._request(prompt.messages, response.choices, sampling))
-
-    def _request(self, messages: tuple[Message, ...], choices: Choices, sampling: SamplingParams) -> GenerationRequest:
-        return GenerationRequest(
-            model=choices.model,
-            messages=messages,
-            sampling=sampling,
-            # The session's own window bounds its prompts; the engine is told the same for everyone, since
-            # another number makes Ollama load the model anew.
-            context_window=self._defaults.context_window,
-            think=choices.config.think,
-            session_id=self.id,
-            tools=choices.tools,
-        )
-
-    def _ask_tools(self, response: Response, finish: Finish, now: float) -> list[Effect]:
-        if response.steps >= MAX_TOOL_STEPS:
-            error = TooManyToolCalls(f"the model asked for tools {MAX_TOOL_STEPS} times and did not answer")
-            return self.failed(response.number, error, now)
-        calls = tuple(msgspec.structs.replace(call, id=self._new_call_id()) for call in finish.tool_calls)
-        self._conversation.ask_tools(response.text, calls)
-        response.step(finish.usage, now)
-        return [
-            Send(events.ToolCall(id=call.id, name=call.name, arguments=msgspec.json.decode(call.arguments)))
-            for call in calls
-        ]
-
-    def _new_call_id(self) -> str:
-        """Return an id that no call of the session had: engines number the calls of each answer anew, if at all."""
-        self._calls += 1
-        # Templates of Mistral's models want nine letters or digits, and nothing else.
-        return f"{self._calls:09d}"
-
-    def _settle(self) -> list[Effect]:
-        """After a turn: see to it that history is condensed, and tell how much was dropped."""
-        self._condenser.settle()
-        job = self._condenser.next(self._choices)
-        effects = self._dropped()
-        if job is not None:
-            sampling = SamplingParams(temperature=0.0, top_p=1.0, top_k=1, max_tokens=job.max_tokens)
-            request = self._request(job.messages, self._choices, sampling)
-            self._asides = True
-            # It shares no prefix with the session's prompts, and is to be short.
-            effects.append(Condense(job, msgspec.structs.replace(request, think=False, tools=(), session_id="")))
-        return effects
-
-    def _dropped(self) -> list[Effect]:
-        tokens = self._conversation.dropped_tokens - self._dropped_before
-        self._dropped_before += tokens
-        return [Dropped(tokens)] if tokens else []
-
-    def _next(self, now: float) -> list[Effect]:
-        effects: list[Effect] = []
-        while self._queue and self._response is None:
-            effects += self._respond(self._queue.pop(0), now)
-        return effects
-
-    def _interrupt(self) -> list[Effect]:
-        """Stop the running response, if any; what the client was sent of it, or heard, stays in the history."""
-        response, self._response = self._response, None
-        if response is None:
-            return []
-        self.counters.generations_cancelled += 1
-        if response.uncounted is not None and not self._open_uncounted(response, response.uncounted):
-            return [Stop(response.number)]
-        self._conversation.commit(response.text, interrupted=True)
-        if response.heard is not None:
-            self._conversation.cut(response.heard)
-        response.interrupted = True
-        self._ended = response
-        self.counters.tokens_generated += response.deltas  # the engine was not asked for its count
-        return [Stop(response.number), *self._dropped()]
-
-    def _open_uncounted(self, response: Response, message: events.UserMessage) -> bool:
-        """Open the turn of a message that the engine is still counting; False if it is too long for that."""
-        try:
-            self._conversation.begin(message.text, engine_counts=True, **_bounds(response.choices))
-        except ContextOverflow:
-            return False
-        self.counters.turns += 1
-        return True
-
-    def _cut_short(self) -> None:
-        """Take the end of a playback for the end of an answer that was whole already."""
-        response = self._ended
-        if response is not None and not response.interrupted and response.heard is not None:
-            response.interrupted = response.heard < response.chars
-            if response.interrupted:
-                self._conversation.cut(response.heard)
-
-    def _stop_all(self) -> list[Effect]:
-        """Stop the running response and forget the waiting messages; [] when there was neither."""
-        waiting = len(self._queue)
-        self._queue.clear()
-        id_ = None if self._response is None else self._response.id
-        effects = self._interrupt()
-        if effects:
-            effects.append(Send(events.Cancelled(success=True, id=id_, dropped=waiting)))
-        return effects
-
-    def _leave(self) -> list[Effect]:
-        """Stop all that is done for this session, which is to end."""
-        return [*self._stop_all(), *self._stop_asides(), *self._silenced()]
-
-    def _silenced(self) -> list[Effect]:
-        return [Hush()] if self._chunks else []
-
-    def _stop_asides(self) -> list[Effect]:
-        self._condenser.forget()
-        asked, self._asides = self._asides, False
-        return [StopAsides()] if asked else []
 
     # State
 
@@ -727,15 +265,7 @@ class Session:
                 self.counters, messages_received=max(0, self.counters.messages_received - 1)
             )
         self._active_at = now
-        self._ended = None
-        self._dropped_before = 0
-        self._conversation = Conversation(
-            max_messages=self._defaults.max_history_messages,
-            low_water=self._defaults.low_water,
-            high_water=self._defaults.high_water,
-        )
-        self._condenser = Condenser(self._conversation, max_tokens=self._defaults.summary_max_tokens)
-        self._set_config(config)
+        self._start_over(config)
 
     def _ensure_active(self, now: float) -> list[Effect]:
         """Start a session with the defaults for a client that did not."""
@@ -770,17 +300,3 @@ class Session:
         return events.SessionStarted(
             session_id=self.id, provider=provider, model=self._choices.model, resumed=resumed, reason=why
         )
-
-    def _set_config(self, config: SessionConfig) -> None:
-        self._choices = self._defaults.choices(config)
-        schemas = msgspec.json.encode(self._choices.tools).decode() if self._choices.tools else ""
-        self._conversation.set_system_prompt(self._choices.system_prompt, schemas=schemas, model=self._choices.model)
-        self._conversation.keep_dropped = self._choices.summarizes
-
-    def _error(self, error: FastTalkError, *, id: str | None = None, terminal: bool = False) -> Send:  # noqa: A002
-        self.counters.errors += 1
-        return Send(events.error_event(error, id=id, terminal=terminal))
-
-
-def _bounds(choices: Choices) -> dict[str, int]:
-    return {"context_window": choices.window, "max_tokens": choices.sampling.max_tokens}

@@ -19,9 +19,10 @@ from llm_service.events import (
 )
 from llm_service.generation import Delta, Finish, GenerationRequest, SamplingParams, ToolCall, Usage
 from llm_service.sentences import Chunk
-from llm_service.session import MAX_TOOL_STEPS, Session, SessionState
+from llm_service.session import Session, SessionState
 from llm_service.session_config import SessionConfig, SpeechConfig, ToolSpec
 from llm_service.session_defaults import SessionDefaults
+from llm_service.turns import MAX_TOOL_STEPS
 from tests.sessions import say
 
 DEFAULTS = SessionDefaults(
