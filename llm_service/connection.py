@@ -8,13 +8,14 @@ import asyncio
 import contextlib
 import contextvars
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import monotonic
 
 import structlog
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from llm_service.admission import Admission
 from llm_service.close_codes import CloseCode
 from llm_service.effects import Effect
 from llm_service.errors import (
@@ -28,9 +29,8 @@ from llm_service.errors import (
     Unauthorized,
     UnsupportedFrame,
 )
-from llm_service.events import Cancel, ClientMessage, StartSession, UserMessage
+from llm_service.events import ClientMessage, StartSession, UserMessage
 from llm_service.live_session import LiveSession
-from llm_service.message_rate import MessageRates, cost
 from llm_service.metrics import Metrics
 from llm_service.parsing import parse
 from llm_service.resumption import Resumption
@@ -62,11 +62,7 @@ class ConnectionLimits:
 
 
 class Connection:
-    """Serves one accepted WebSocket, with a session of its own until its client asks for another.
-
-    `accepts_key` is None for a client that needs no key or brought it in the handshake; otherwise its first
-    message must bring one that this callable takes, and `digest` makes of it what sessions are kept with.
-    """
+    """Serves one accepted WebSocket, with a session of its own until its client asks for another."""
 
     def __init__(
         self,
@@ -75,11 +71,8 @@ class Connection:
         live: LiveSession,
         resumption: Resumption,
         limits: ConnectionLimits,
-        rates: MessageRates,
+        admission: Admission,
         metrics: Metrics,
-        *,
-        accepts_key: Callable[[str | None], bool] | None,
-        digest: Callable[[str | None], str],
     ) -> None:
         self._socket = socket
         self._wire = wire
@@ -87,11 +80,8 @@ class Connection:
         self._live = live
         self._resumption = resumption
         self._limits = limits
-        self._rates = rates
-        self._allowance = rates.bucket(live.key) if accepts_key is None else None
+        self._admission = admission
         self._metrics = metrics
-        self._accepts_key = accepts_key
-        self._digest = digest
         self._closing: tuple[int, str] | None = None
         # Done when all is written after `close`, or with the error that taking a message ran into.
         self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -129,7 +119,7 @@ class Connection:
                 self._wire.listen(self._pause, self._resume, self._take_text)
                 reader = asyncio.create_task(self._read())
                 try:
-                    if self._accepts_key is None:
+                    if not self._admission.waits_for_key:
                         loop = asyncio.get_running_loop()
                         self._greeting = loop.call_later(self._limits.greeting_delay, self._greet_soon)
                     await asyncio.wait({reader, self._end}, return_when=asyncio.FIRST_COMPLETED)
@@ -281,11 +271,16 @@ class Connection:
             if text is None:
                 raise UnsupportedFrame("binary frames are not understood here; send JSON in text frames")
             event = parse(text)
-            self._check_key(event)
+            if self._admission.waits_for_key:
+                self._admission.check_key(event)
+                self._live.key = self._admission.key
         except ClientError as error:
             self._refuse(error, now)
             return
-        if self._is_one_too_many(event, now):
+        try:
+            self._admission.check_rate(event, now, running=self.session.running is not None)
+        except RateLimited as error:
+            self._refuse(error, now, id=event.id if isinstance(event, UserMessage) else None)
             return
         self._metrics.count_message(event.type)
         self._heard = True
@@ -296,33 +291,6 @@ class Connection:
             self._come_back(event, now)
         else:
             self._live.receive(event, now)
-
-    def _check_key(self, event: ClientMessage) -> None:
-        if self._accepts_key is None:
-            return
-        if not (isinstance(event, StartSession) and self._accepts_key(event.api_key)):
-            if isinstance(event, StartSession) and event.api_key:
-                raise Unauthorized("this key is not known; see API_KEYS and API_KEYS_FILE")
-            raise Unauthorized(
-                "this service asks for a key: send it as the header 'Authorization: Bearer KEY', or as api_key in "
-                "a first start_session message"
-            )
-        self._accepts_key = None
-        self._live.key = self._digest(event.api_key)
-        self._allowance = self._rates.bucket(self._live.key)
-
-    def _is_one_too_many(self, event: ClientMessage, now: float) -> bool:
-        wait = 0.0 if self._allowance is None else self._allowance.take(cost(event), now)
-        # What frees the engine is not held up.
-        if not wait or (isinstance(event, Cancel) and self.session.running is not None):
-            return False
-        error = RateLimited(
-            f"more than {self._rates.per_minute:g} messages a minute (MESSAGE_RATE); send this one again after "
-            "retry_after seconds",
-            retry_after=round(wait + 0.005, 2),
-        )
-        self._refuse(error, now, id=event.id if isinstance(event, UserMessage) else None)
-        return True
 
     def _refuse(self, error: FastTalkError, now: float, *, id: str | None = None) -> None:  # noqa: A002
         self._carry_out(self.session.reject(error, now, id=id))

@@ -13,6 +13,7 @@ pytest_plugins = ["tests.espeak", "tests.real_engines", "tests.redis_server"]
 PURE = frozenset(
     {
         "test_access",
+        "test_admission",
         "test_audio",
         "test_boundaries",
         "test_audio_frames",

@@ -12,6 +12,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from llm_service import events
 from llm_service.access import SUBPROTOCOL, key_from_handshake
+from llm_service.admission import Admission
 from llm_service.close_codes import CloseCode
 from llm_service.connection import Connection
 from llm_service.errors import FastTalkError, OriginNotAllowed, ShuttingDown, TooManyConnections, Unauthorized
@@ -35,16 +36,10 @@ async def llm_socket(socket: WebSocket) -> None:
     except TooManyConnections as error:
         await _turn_away(service, socket, error)
         return
+    admission = Admission(service.access, service.rates, key)
+    live = service.employ(session, admission.key)
     connection = Connection(
-        socket,
-        wire_of(socket),
-        service.employ(session, service.access.digest(key)),
-        service.resumption,
-        service.limits,
-        service.rates,
-        service.metrics,
-        accepts_key=service.access.accepts_key if service.access.needs_key and key is None else None,
-        digest=service.access.digest,
+        socket, wire_of(socket), live, service.resumption, service.limits, admission, service.metrics
     )
     service.enter(connection)
     _log.info("connection_opened", session_id=session.id, connections=len(service.connections))
