@@ -49,8 +49,8 @@ class Conversation:
 
     When the prompt would pass `high_water` of the budget (the window less the answer), whole turns are dropped
     from the front down to `low_water` of it, so that the next many prompts begin with the same bytes: an engine
-    reuses its KV cache only for an unchanged prefix. With `keep_dropped` they wait in `dropped` for whoever
-    condenses them.
+    reuses its KV cache only for an unchanged prefix. The newest of them, up to `dropped_limit` tokens, wait in
+    `dropped` for whoever condenses them.
 
     The tools' schemas are in every prompt as well, and count with the system prompt. A summary of what was dropped is
     given up where the new message needs its room: it stands for what is older than all that is kept.
@@ -76,9 +76,9 @@ class Conversation:
         "_system_tokens_before",
         "_to_drop",
         "dropped",
+        "dropped_limit",
         "dropped_tokens",
         "dropped_turns",
-        "keep_dropped",
     )
 
     def __init__(
@@ -105,7 +105,7 @@ class Conversation:
         self._ratio_before = self._ratio.bytes_per_token
         self.dropped_turns = 0
         self.dropped_tokens = 0
-        self.keep_dropped = False
+        self.dropped_limit = 0
         self.dropped: list[Turn] = []
 
     def __repr__(self) -> str:
@@ -166,16 +166,18 @@ class Conversation:
     def condensed(self, job: Condensation, summary: str) -> bool:
         """Let a summary stand for the turns it was made of, dropping those that are still kept.
 
-        False if they are not what comes first any more.
+        False if they are not what comes first any more; the oldest of them may have been forgotten meanwhile.
         """
-        waiting, count = len(self.dropped), len(job.turns)
-        first = (self.dropped + self._history.turns)[:count]
-        same = len(first) == count and all(a is b for a, b in zip(first, job.turns, strict=True))
+        turns, waiting = self.dropped + self._history.turns, len(self.dropped)
+        forgotten = next((at for at, turn in enumerate(job.turns) if turns and turn is turns[0]), 0)
+        left = job.turns[forgotten:]
+        count = len(left)
+        same = len(turns) >= count and all(a is b for a, b in zip(turns, left, strict=False))
         if not same or job.before != self._summary:
             return False
         self.set_summary(summary)
-        self._drop(count - waiting)
         del self.dropped[:count]
+        self._drop(count - waiting)
         return True
 
     def set_summary(self, text: str) -> None:
@@ -289,7 +291,7 @@ class Conversation:
         turn.answer = answer
         turn.interrupted = interrupted
         turn.fold()
-        self._drop(self._to_drop)
+        self._let_wait(self._drop(self._to_drop))
         self._to_drop = 0
         if self._summary_left_out:
             self._summary, self._summary_left_out = "", False
@@ -476,14 +478,21 @@ class Conversation:
         turn.tokens, turn.most = sum(likely for likely, _ in sizes), sum(most for _, most in sizes)
         turn.counted = False
 
-    def _drop(self, count: int) -> None:
-        if count <= 0:
-            return
-        gone = self._history.drop(count)
+    def _drop(self, count: int) -> list[Turn]:
+        gone = self._history.drop(max(count, 0))
         self.dropped_turns += len(gone)
         self.dropped_tokens += sum(turn.tokens for turn in gone)
-        if self.keep_dropped:
-            self.dropped += gone
+        return gone
+
+    def _let_wait(self, gone: list[Turn]) -> None:
+        """Keep dropped turns for their summary; of all that wait for one only the newest, since it may never come."""
+        waiting, tokens = self.dropped + gone, 0
+        for count, turn in enumerate(reversed(waiting)):
+            tokens += max(turn.tokens, 1)
+            if tokens > self.dropped_limit:
+                waiting = waiting[len(waiting) - count :]
+                break
+        self.dropped = waiting
 
     def _system_size(self) -> int:
         if self._system_tokens is not None:

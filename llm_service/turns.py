@@ -35,6 +35,8 @@ from llm_service.summary import Condensation
 
 # Times that a model may ask for tools before it answers.
 MAX_TOOL_STEPS = 16
+# Windows full of dropped turns that wait at most for a summary; the oldest are forgotten.
+WINDOWS_DROPPED = 2
 
 
 class Turns:
@@ -512,7 +514,8 @@ class Turns:
         self._choices = self._defaults.choices(config)
         schemas = msgspec.json.encode(self._choices.tools).decode() if self._choices.tools else ""
         self._conversation.set_system_prompt(self._choices.system_prompt, schemas=schemas, model=self._choices.model)
-        self._conversation.keep_dropped = self._choices.summarizes
+        # What waits to be condensed may wait for ever, where turns leave the engine no idle time.
+        self._conversation.dropped_limit = WINDOWS_DROPPED * self._choices.window if self._choices.summarizes else 0
 
     def _error(self, error: FastTalkError, *, id: str | None = None, terminal: bool = False) -> Send:  # noqa: A002
         self.counters.errors += 1

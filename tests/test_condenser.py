@@ -27,7 +27,7 @@ class Talk:
 
     def __init__(self, turns: int) -> None:
         self.conversation = Conversation(max_messages=1000)
-        self.conversation.keep_dropped = True
+        self.conversation.dropped_limit = 2048
         self.condenser = Condenser(self.conversation, max_tokens=100)
         for number in range(turns):
             self.conversation.begin("q", context_window=1024, max_tokens=100)

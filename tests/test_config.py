@@ -347,3 +347,9 @@ def test_hosts_are_names() -> None:
     for wrong in ("https://llm.example.com", "llm.example.com:8000", "llm.example.com/x", "*.example.com", "a b"):
         with pytest.raises(ConfigurationError, match="each host must be "):
             Settings.load({"ALLOWED_HOSTS": wrong})
+
+
+def test_what_must_be_asked_for() -> None:
+    """By default the engine is asked for turns alone: nothing is read ahead, and nothing condensed."""
+    settings = Settings.load({})
+    assert (False, "trim") == (settings.warm_prompts, settings.context_strategy)

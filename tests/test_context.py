@@ -12,8 +12,8 @@ import pytest
 from llm_service.conversation import Conversation
 from llm_service.engines.llama_cpp import LlamaCppEngine
 from llm_service.engines.ollama import OllamaEngine
-from llm_service.engines.scripted import ScriptedEngine
-from llm_service.errors import ContextOverflow
+from llm_service.engines.scripted import Fault, ScriptedEngine
+from llm_service.errors import ContextOverflow, GenerationFailed
 from llm_service.generation import Finish, GenerationRequest, Sink, ToolCall, Usage
 from llm_service.token_estimate import most_tokens
 from tests.live import Live, ask, collect, live_service, receive, send, start
@@ -42,6 +42,12 @@ async def _metric(live: Live, name: str) -> float:
     async with httpx.AsyncClient(trust_env=False) as client:
         text = (await client.get(f"{live.monitoring_url}/metrics")).text
     return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(name))
+
+
+async def _asked(engine: ScriptedEngine, count: int) -> None:
+    async with asyncio.timeout(5):
+        while len(engine.requests) < count:
+            await asyncio.sleep(0.001)
 
 
 async def test_a_tool_is_called_and_answered() -> None:
@@ -116,14 +122,89 @@ async def test_a_partial_message_is_read_ahead() -> None:
     async with live_service(engine) as live, live.connect() as socket:
         await start(socket, warm=True)
         await send(socket, "partial_message", text="how are")
-        async with asyncio.timeout(5):
-            while not engine.requests:
-                await asyncio.sleep(0.001)
+        await _asked(engine, 1)
         assert "how are you " == (await ask(socket, "how are you")).text
         warmed, asked = engine.requests
         assert (1, "how are") == (warmed.sampling.max_tokens, warmed.messages[-1].content)
         assert warmed.messages[:-1] == asked.messages[:-1]
         assert 1 == await _metric(live, 'fasttalk_asides_total{kind="warm"')
+
+
+async def test_nothing_is_read_ahead_unless_it_was_asked_for() -> None:
+    """Not by default, whatever partial messages come."""
+    engine = _engine()
+    async with live_service(engine) as live, live.connect() as socket, live.connect() as other:
+        await start(socket)
+        await send(socket, "partial_message", text="how are")
+        await send(socket, "update_config", config={})
+        await receive(socket)
+        # One of another session that comes later would be read after it.
+        await start(other, warm=True)
+        await send(other, "partial_message", text="later")
+        await _asked(engine, 1)
+    assert ["later"] == [request.messages[-1].content for request in engine.requests]
+
+
+async def test_a_turn_is_not_held_up_by_another_sessions_partial_message() -> None:
+    """What one session says ahead is stopped by the turn of another, and not begun before that has been answered."""
+    engine = _engine()
+    engine.faults.extend([Fault(0), Fault(0), None])
+    async with live_service(engine) as live, live.connect() as first, live.connect() as second:
+        await start(first, warm=True)
+        await start(second)
+        await send(first, "partial_message", text="hangs")
+        await _asked(engine, 1)
+        await send(second, "user_message", text="is answered late")
+        await _asked(engine, 2)
+        assert ["closed"] == engine.endings
+        await send(first, "partial_message", text="waits")
+        await send(first, "update_config", config={})
+        await receive(first)
+        assert (2, 1) == (len(engine.requests), engine.running)
+        await send(second, "cancel")
+        await collect(second)
+        await _asked(engine, 3)
+    assert ["hangs", "is answered late", "waits"] == [request.messages[-1].content for request in engine.requests]
+
+
+async def test_the_real_message_drops_what_waits_to_be_read() -> None:
+    """The partial message that waits behind the one being read is not read after the turn either."""
+    engine = _engine()
+    engine.faults.append(Fault(0))
+    async with live_service(engine) as live, live.connect() as socket:
+        await start(socket, warm=True)
+        await send(socket, "partial_message", text="how")
+        await _asked(engine, 1)
+        await send(socket, "partial_message", text="how are")
+        assert "how are you " == (await ask(socket, "how are you")).text
+        await send(socket, "partial_message", text="and")
+        await _asked(engine, 3)
+    assert ["how", "how are you", "and"] == [request.messages[-1].content for request in engine.requests]
+
+
+async def test_summaries_that_fail_shut_nobody_out() -> None:
+    """However many do, the breaker stays closed, and turns of every session are answered."""
+
+    def answer(request: GenerationRequest) -> Iterable[str]:
+        if request.messages[0].content.startswith("You condense"):
+            raise GenerationFailed("CUDA out of memory")
+        return _echo(request)
+
+    engine = ScriptedEngine(answer, tokens_per_second=2000, models=())
+    async with (
+        live_service(engine, {"DEFAULT_CONTEXT_WINDOW": "600", "ENGINE_RETRIES": "2"}, context_window=600) as live,
+        live.connect() as socket,
+        live.connect() as other,
+    ):
+        await start(socket, max_tokens=60, context_strategy="summarize")
+        for number in range(20):
+            assert "response_complete" == (await ask(socket, f"{number} {TOLD}")).terminal["type"]
+            async with asyncio.timeout(5):
+                while not live.service.idle_work.idle:
+                    await asyncio.sleep(0.001)
+        assert await _metric(live, 'fasttalk_asides_total{kind="summary",outcome="failed"}') >= 5
+        await start(other)
+        assert "hello " == (await ask(other, "hello")).text
 
 
 async def test_what_ollama_would_read_for_long_is_not_begun() -> None:

@@ -283,7 +283,7 @@ def test_a_summary_stands_behind_the_system_prompt() -> None:
 def test_history_that_nears_the_mark_can_be_condensed() -> None:
     """Past the share given it is all down to the low mark, and still kept; below it there is nothing."""
     conversation = _conversation()
-    conversation.keep_dropped = True
+    conversation.dropped_limit = 2048
     for number in range(8):
         _begin(conversation, "q")
         conversation.commit("a", usage=Usage(prompt_tokens=100 * (number + 1) - 20, completion_tokens=20))
@@ -304,7 +304,7 @@ def test_history_that_nears_the_mark_can_be_condensed() -> None:
 def test_a_summary_may_stand_for_dropped_and_kept_turns() -> None:
     """A trim between request and summary moves turns from the kept to the dropped ones; their order stays."""
     conversation = _conversation()
-    conversation.keep_dropped = True
+    conversation.dropped_limit = 2048
     for number in range(8):
         _begin(conversation, "q")
         conversation.commit("a", usage=Usage(prompt_tokens=100 * (number + 1) - 20, completion_tokens=20))
@@ -322,7 +322,7 @@ def test_a_summary_may_stand_for_dropped_and_kept_turns() -> None:
 def _condensed(turns: int = 4) -> Conversation:
     """A conversation whose first turns are a summary of 600 characters."""
     conversation = _conversation("Be kind.")
-    conversation.keep_dropped = True
+    conversation.dropped_limit = 2048
     for _ in range(turns):
         _begin(conversation, "question", 1024)
         conversation.commit("answer")
@@ -372,6 +372,52 @@ def test_the_size_of_a_prompt_at_most() -> None:
     """Where prompt and answer could pass the window together, each byte counts that may be a token."""
     conversation = _conversation("Be kind.")
     assert 5 + 5 + 26 + 5 == _begin(conversation, "2, 3, 5, 7, 11, 13, 17, 19", 100).most
+
+
+def _talk(conversation: Conversation, turns: int) -> None:
+    """Go on for so many turns of 100 tokens each, no two of them alike, in a window of 1024."""
+    for _ in range(turns):
+        number = conversation.dropped_turns + len(conversation.turns)
+        prompt = conversation.begin(f"q{number}", context_window=1024, max_tokens=100, tokens=76)
+        kept = len(conversation.turns) - prompt.dropped_turns
+        conversation.commit("a", usage=Usage(prompt_tokens=100 * kept + 80, completion_tokens=20))
+
+
+def test_what_waits_for_a_summary_has_a_bound() -> None:
+    """However long it does: the newest dropped turns of so many tokens are kept, and none where there is no limit."""
+    conversation, all_turns = _conversation(), []
+    conversation.dropped_limit = 2048
+    for _ in range(300):
+        _talk(conversation, 1)
+        all_turns.append(conversation.turns[-1])
+        assert sum(turn.tokens for turn in conversation.dropped) <= 2048
+    assert conversation.dropped_turns > 200
+    assert all_turns[-len(conversation.turns) - 20 : -len(conversation.turns)] == conversation.dropped
+
+    unwanted = _conversation()
+    _talk(unwanted, 20)
+    assert ([], True) == (unwanted.dropped, unwanted.dropped_turns > 0)
+
+
+def test_a_summary_may_stand_for_turns_that_were_forgotten() -> None:
+    """While it was made, the oldest of its turns were: it takes the place of those that wait still, and of no other."""
+    conversation = _conversation()
+    conversation.dropped_limit = 800
+    _talk(conversation, 20)
+    job = Condensation(tuple(conversation.dropped), "", (), 100)
+    assert 8 == len(job.turns)
+    while job.turns[0] in conversation.dropped:
+        _talk(conversation, 1)
+    left = [turn for turn in conversation.dropped if turn not in job.turns]
+    assert 0 < len(left) < 8
+    before, kept = conversation.dropped_turns, conversation.turns
+    assert conversation.condensed(job, "They talked.")
+    assert (left, before, kept) == (conversation.dropped, conversation.dropped_turns, conversation.turns)
+
+    job = Condensation(tuple(conversation.dropped), "They talked.", (), 100)
+    while any(turn in conversation.dropped for turn in job.turns):
+        _talk(conversation, 1)
+    assert not conversation.condensed(job, "Too late.")
 
 
 CALLS = (ToolCall("1", "add", '{"a": 1}'), ToolCall("2", "time", "{}"))
