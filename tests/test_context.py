@@ -16,6 +16,7 @@ from llm_service.engines.scripted import Fault, ScriptedEngine
 from llm_service.errors import ContextOverflow, GenerationFailed
 from llm_service.generation import Finish, GenerationRequest, Sink, ToolCall, Usage
 from llm_service.token_estimate import most_tokens
+from tests.engines.telling import TellingEngine
 from tests.live import Live, ask, collect, live_service, receive, send, start
 from tests.real_engines import EMBEDDED_WINDOW, OllamaServer, borrowed
 
@@ -227,6 +228,57 @@ async def test_what_ollama_would_read_for_long_is_not_begun() -> None:
         # Once before the first trim, and once after each.
         assert 2 <= skipped <= 1 + await _metric(live, "fasttalk_context_trims_total")
         assert 24 == len(engine.requests)
+
+
+class _Reading(TellingEngine):
+    """Tells how fast it reads, and never comes to the end of a summary; `condensing` counts those it was asked for."""
+
+    condensing = 0
+
+    async def generate(self, request: GenerationRequest, sink: Sink) -> Finish:
+        if request.background:
+            self.condensing += 1
+            await asyncio.Event().wait()
+        return await super().generate(request, sink)
+
+
+@pytest.mark.parametrize("name", ["ollama", "vllm"])
+async def test_what_a_turn_stopped_is_not_read_twice(name: str) -> None:
+    """Ollama would read a stopped summary again while turns wait; an engine that stops is asked after each of them."""
+    engine = _Reading(_echo, tokens_per_second=2000, models=(), name=name)
+    environment = {"DEFAULT_CONTEXT_WINDOW": "600", "ASIDE_READ_SECONDS": "60"}
+    async with live_service(engine, environment, context_window=600) as live, live.connect() as socket:
+        await start(socket, max_tokens=60, context_strategy="summarize")
+        async with asyncio.timeout(20):
+            while not engine.condensing:
+                await ask(socket, TOLD)
+                # Its task begins before this answer's.
+                await _metric(live, "fasttalk_asides_total")
+        for _ in range(2):
+            await ask(socket, "short")
+        if name == "ollama":
+            assert 1 == await _metric(live, 'fasttalk_asides_total{kind="summary",outcome="preempted"}')
+            assert 1 == engine.condensing
+        else:
+            async with asyncio.timeout(5):
+                while engine.condensing < 3:
+                    await asyncio.sleep(0.001)
+
+
+async def test_a_summary_tells_what_it_drops() -> None:
+    """Dropped turns are in the metrics as soon as their summary stands: there may be no other turn."""
+    async with (
+        live_service(_engine(), {"DEFAULT_CONTEXT_WINDOW": "600"}, context_window=600) as live,
+        live.connect() as socket,
+    ):
+        await start(socket, max_tokens=60, context_strategy="summarize")
+        async with asyncio.timeout(20):
+            while not await _metric(live, 'fasttalk_asides_total{kind="summary",outcome="finished"}'):
+                await ask(socket, TOLD)
+                while not live.service.idle_work.idle:
+                    await asyncio.sleep(0.001)
+        assert 1 == await _metric(live, "fasttalk_context_trims_total")
+        assert await _metric(live, "fasttalk_dropped_tokens_total") > 0
 
 
 async def test_what_is_dropped_is_told_and_condensed() -> None:

@@ -640,6 +640,16 @@ def test_what_is_dropped_is_condensed() -> None:
     assert request.messages[0].content.startswith("Be kind.")
 
 
+def test_how_much_waits_for_a_summary() -> None:
+    """Two of the session's own windows full, and nothing where it wants no summaries."""
+    session = _session(context_strategy="summarize")
+    assert 2 * 1024 == session.conversation.dropped_limit
+    session.receive(StartSession(config=SessionConfig(context_window=512)), 0.0)
+    assert 2 * 512 == session.conversation.dropped_limit
+    session.receive(UpdateConfig(config=SessionConfig(context_strategy="trim")), 1.0)
+    assert 0 == session.conversation.dropped_limit
+
+
 def test_a_summary_waits_for_the_end_of_a_turn() -> None:
     """One that is ready while a response runs stands in the prompt after it."""
     session, condense = _condensing()
