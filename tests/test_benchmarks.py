@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import fake_engine, floor, load, wire
 from benchmarks.clients import Plan, Turn
+from benchmarks.fake_stream import State
 from benchmarks.figures import (
     Sample,
     Spread,
@@ -37,9 +38,9 @@ ENGINES: dict[str, Callable[[int], Engine]] = {
 
 
 @pytest.fixture
-async def fake() -> AsyncGenerator[tuple[fake_engine.State, int], None]:
+async def fake() -> AsyncGenerator[tuple[State, int], None]:
     """Run the fake engine in this process."""
-    state = fake_engine.State()
+    state = State()
     server = await fake_engine.serve(0, state)
     yield state, server.sockets[0].getsockname()[1]
     server.close()
@@ -69,7 +70,7 @@ async def answer(engine: Engine, script: Script) -> tuple[str, Finish]:
 
 
 @pytest.mark.parametrize("kind", ENGINES)
-async def test_fake_engine_speaks_to_our_engines(fake: tuple[fake_engine.State, int], kind: str) -> None:
+async def test_fake_engine_speaks_to_our_engines(fake: tuple[State, int], kind: str) -> None:
     """Both protocols: the list of models, the window, loading, and a text that is exact to the character."""
     engine = ENGINES[kind](fake[1])
     await engine.ping()
@@ -87,7 +88,7 @@ async def test_fake_engine_speaks_to_our_engines(fake: tuple[fake_engine.State, 
 
 @pytest.mark.parametrize("kind", ENGINES)
 @pytest.mark.parametrize("fault", ["cut", "error", "garbage", "refuse"])
-async def test_fake_engine_fails_on_demand(fake: tuple[fake_engine.State, int], kind: str, fault: str) -> None:
+async def test_fake_engine_fails_on_demand(fake: tuple[State, int], kind: str, fault: str) -> None:
     """Each fault reaches the service as a typed error."""
     engine = ENGINES[kind](fake[1])
     with pytest.raises(EngineError):
@@ -95,7 +96,7 @@ async def test_fake_engine_fails_on_demand(fake: tuple[fake_engine.State, int], 
     await engine.aclose()
 
 
-async def test_fake_engine_keeps_its_schedule(fake: tuple[fake_engine.State, int]) -> None:
+async def test_fake_engine_keeps_its_schedule(fake: tuple[State, int]) -> None:
     """No word is written early, and lateness does not add up."""
     engine = ENGINES["ollama"](fake[1])
     script = Script(40, rate=400, ttft=0.05, seed=9)
@@ -107,7 +108,7 @@ async def test_fake_engine_keeps_its_schedule(fake: tuple[fake_engine.State, int
     await engine.aclose()
 
 
-async def test_floor_serves_exact_texts_to_the_load_generator(fake: tuple[fake_engine.State, int]) -> None:
+async def test_floor_serves_exact_texts_to_the_load_generator(fake: tuple[State, int]) -> None:
     """Two sessions, three turns each; the load generator finds nothing wrong and has a time for every word."""
     server = await floor.serve(0, fake[1])
     plan = Plan("websocket", server.sockets[0].getsockname()[1], "/", 2, 30, 2000, 0.001, ramp=0.01, turns=3)
@@ -117,7 +118,7 @@ async def test_floor_serves_exact_texts_to_the_load_generator(fake: tuple[fake_e
     assert [30] * 6 == [len(turn.arrivals) for turn in record.turns]
 
 
-async def test_load_generator_speaks_server_sent_events(fake: tuple[fake_engine.State, int]) -> None:
+async def test_load_generator_speaks_server_sent_events(fake: tuple[State, int]) -> None:
     """The engine alone, as LiteLLM is measured."""
     plan = Plan("sse", fake[1], "/v1/chat/completions", 2, 30, 2000, 0.001, ramp=0.01, turns=2)
     record = await load.run(plan, asyncio.Event(), asyncio.Event())
@@ -125,9 +126,7 @@ async def test_load_generator_speaks_server_sent_events(fake: tuple[fake_engine.
     assert [True] * 4 == [turn.complete for turn in record.turns]
 
 
-async def test_load_generator_notices_wrong_text(
-    fake: tuple[fake_engine.State, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_load_generator_notices_wrong_text(fake: tuple[State, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """One word that is not the script's makes the run worthless."""
     monkeypatch.setattr(Script, "text", lambda _: "another text ")
     plan = Plan("sse", fake[1], "/v1/chat/completions", 1, 5, 0, 0.001, turns=1)

@@ -11,6 +11,7 @@ import pytest
 from websockets.asyncio.server import ServerConnection, serve
 
 from benchmarks import fake_engine, wire
+from benchmarks.fake_stream import State
 from benchmarks.reliability import barge_ins, cuts, frozen, garbage, kills, parts, soak, standards
 from benchmarks.reliability.client import Client, Hung, Lost, answer
 from benchmarks.reliability.faults import FAULTS
@@ -28,9 +29,9 @@ from tests.test_benchmarks import ENGINES, request
 
 
 @pytest.fixture
-async def fake() -> AsyncGenerator[tuple[fake_engine.State, int], None]:
+async def fake() -> AsyncGenerator[tuple[State, int], None]:
     """Run the fake engine in this process."""
-    state = fake_engine.State()
+    state = State()
     server = await fake_engine.serve(0, state)
     yield state, server.sockets[0].getsockname()[1]
     server.close()
@@ -85,7 +86,7 @@ def test_parts_are_chosen_by_name() -> None:
 @pytest.mark.parametrize("kind", ENGINES)
 @pytest.mark.parametrize("fault", sorted({*FAULTS} - {"stall", "pieces"}))
 @pytest.mark.parametrize("after", [0, 3, 7])
-async def test_faults_are_errors(fake: tuple[fake_engine.State, int], kind: str, fault: str, after: int) -> None:
+async def test_faults_are_errors(fake: tuple[State, int], kind: str, fault: str, after: int) -> None:
     """Each fault reaches the service as a typed error, with no word past it."""
     engine, said = ENGINES[kind](fake[1]), ""
     with pytest.raises(EngineError):
@@ -96,7 +97,7 @@ async def test_faults_are_errors(fake: tuple[fake_engine.State, int], kind: str,
 
 
 @pytest.mark.parametrize("kind", ENGINES)
-async def test_words_in_pieces(fake: tuple[fake_engine.State, int], kind: str) -> None:
+async def test_words_in_pieces(fake: tuple[State, int], kind: str) -> None:
     """A word whose bytes come in several chunks is whole, wherever it stands."""
     engine = ENGINES[kind](fake[1])
     for after in (0, 6, 7):
@@ -118,7 +119,7 @@ def test_pieces_are_cut_within_characters() -> None:
     assert any(piece[0] & 0xC0 == 0x80 for piece in data)
 
 
-async def test_what_is_given_up_is_counted(fake: tuple[fake_engine.State, int]) -> None:
+async def test_what_is_given_up_is_counted(fake: tuple[State, int]) -> None:
     """The engine's own count of running answers, and when one was given up: told once."""
     engine = OpenAIEngine(f"http://127.0.0.1:{fake[1]}/v1")
     answering = stream(engine, request(Script(1000, rate=100, seed=5)))

@@ -2,14 +2,17 @@
 
 import asyncio
 import logging
+import select
+import socket
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 
 import pytest
 
 from llm_service import protocols
 from llm_service.engines.scripted import ScriptedEngine
 from tests.live import Live, ask, live_service, start
+from tests.talk import handshake, masked
 
 UPGRADE = (
     b"GET /ws/llm HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -153,3 +156,23 @@ async def test_no_pong(monkeypatch: pytest.MonkeyPatch) -> None:
         received, _ = await until_closed(reader)
         assert b"\x88" + bytes([2 + len(b"no pong")]) + (3012).to_bytes(2, "big") + b"no pong" in received
         writer.close()
+
+
+async def test_what_was_not_read_is_let_go() -> None:
+    """A client that is cut off for reading nothing is reset: the kernel keeps nothing for it, and it need not read."""
+
+    def long_words(_: object) -> Iterator[str]:
+        return ("x" * 10_000 for _ in range(1000))
+
+    engine = ScriptedEngine(long_words, tokens_per_second=5000, models=())
+    environment = {"SEND_TIMEOUT": "0.2", "MAX_PENDING_BYTES": "67108864"}
+    async with live_service(engine, environment) as live:
+        frozen, loop = await handshake(live.port), asyncio.get_running_loop()
+        await loop.sock_sendall(frozen, masked('{"type":"user_message","text":"go"}'))
+        poll = select.poll()
+        poll.register(frozen, 0)  # its end alone: there is much to read
+        async with asyncio.timeout(10):
+            while not poll.poll(0):
+                await asyncio.sleep(0.01)
+        assert 0 != frozen.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        frozen.close()
