@@ -58,7 +58,7 @@ PARTS = (
         "An engine that is killed in mid-answer: clients are told, no history is lost, nobody hangs",
         "kills",
         1000,
-        10,
+        5,
         partial(kills.run, target=kills.FakeEngine),
     ),
     Part(
@@ -66,7 +66,7 @@ PARTS = (
         "The same with a real llama-server and a real model",
         "kills",
         250,
-        2,
+        1,
         partial(kills.run, target=kills.LlamaServer),
     ),
     Part("failover", "Of two engines one is killed in mid-answer: the other goes on", "kills", 50, 1, failover.run),
@@ -87,10 +87,10 @@ PARTS = (
         20_000,
         garbage.messages,
     ),
-    Part("workers", "Two workers do nearly twice as much as one", "seconds", 20, 5, workers.run),
+    Part("workers", "Two workers do nearly twice as much as one", "seconds", 20, 4, workers.run),
     Part("autobahn", "RFC 6455, by Autobahn's cases", "cases", 247, 247, standards.autobahn),
     Part("schemas", "HTTP answers are as documented, and none is 5xx", "requests", 1000, 30, standards.schemas),
-    Part("soak", "Hours of everyday use: memory, sockets and tasks do not grow", "seconds", 1200, 12, soak.run),
+    Part("soak", "Hours of everyday use: memory, sockets and tasks do not grow", "seconds", 1200, 10, soak.run),
 )
 
 
