@@ -37,7 +37,9 @@ async def _cost(workers: int, seconds: int, folder: Path, outcome: Outcome) -> f
         for task in reading:
             task.cancel()
         await asyncio.gather(*reading, return_exceptions=True)
-        service.check(outcome)
+        crashes = Outcome()
+        service.check(crashes)
+        outcome.broken += crashes.broken
     return cost
 
 
