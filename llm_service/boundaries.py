@@ -157,7 +157,7 @@ def _judge_words(text: str, sentence: int, end: int, word: int, language: str | 
 
 def _is_no_end(before: str, language: str | None) -> bool:
     """Whether no sentence ends like this: an initial, an abbreviation, a list's number, an ordinal, no word at all."""
-    if not any(map(str.isalnum, before)) or _LIST_NUMBER.fullmatch(before):
+    if not is_speakable(before) or _LIST_NUMBER.fullmatch(before):
         return True
     if language in _ORDINAL_LANGUAGES and _ORDINAL.search(before):
         return True
@@ -204,4 +204,9 @@ def _segments(language: str, window: str) -> list[str]:
 def count_words(text: str) -> float:
     """Say how many words of English take about as long to say; scripts that don't space words go by characters."""
     words = sum(weight * len(script.findall(text)) for script, weight in _CHARACTERS)
-    return words or sum(any(map(str.isalnum, word)) for word in text.split())
+    return words or sum(map(is_speakable, text.split()))
+
+
+def is_speakable(text: str) -> bool:
+    """Say whether there is a letter or a digit in `text`."""
+    return any(map(str.isalnum, text))

@@ -32,7 +32,7 @@ class FormulaMarks(Scanner):
         if not self._is_said(within):
             self._closing_mark, self._state = closing, self._formula_left_out
             return self._give("", 2)
-        if end < 0 and not self._last and len(inside) < _LONGEST and within == inside:
+        if end < 0 and not self._last and len(content) < _LONGEST + len(closing) and within == inside:
             return False
         self._give("", 2)
         if end < 0 or within != inside:

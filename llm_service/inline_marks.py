@@ -13,6 +13,7 @@ from llm_service.scanner import LOOKAHEAD
 from llm_service.speech_rules import SpeechRules
 from llm_service.urls import LONGEST_URL, host_of, trimmed, url_at
 
+_LONGEST_RUN = 40  # of the same mark: what is longer is no emphasis and no code
 _SPECIAL = re.compile(
     r"[\n`*_~\[\]!<>&\\$|]|(?<!\w)(?:https?://|www\.)"
     # Emoji, pictographs, flags, their selectors, joiners and skin tones; keycaps keep their digit.
@@ -90,7 +91,9 @@ class InlineMarks(FormulaMarks):
     def _cell_blank(self) -> bool:
         after = self._held.lstrip(" \t")
         blank = len(self._held) - len(after)
-        if not after and not self._last and blank < LOOKAHEAD:
+        if blank >= LOOKAHEAD:
+            return self._as_is(LOOKAHEAD)
+        if not after and not self._last:
             return False
         return self._give("", blank) if not after or after[0] in "|\n" else self._as_is(blank)
 
@@ -105,7 +108,9 @@ class InlineMarks(FormulaMarks):
 
     def _code_mark(self) -> bool:
         run = len(self._held) - len(self._held.lstrip("`"))
-        if run == len(self._held) < LOOKAHEAD and not self._last:
+        if run >= _LONGEST_RUN:
+            return self._give("", _LONGEST_RUN)
+        if run == len(self._held) and not self._last:
             return False
         self._in_code = not self._in_code
         self._give("", run)
@@ -123,7 +128,9 @@ class InlineMarks(FormulaMarks):
     def _emphasis(self) -> bool:
         mark = self._held[0]
         run = len(self._held) - len(self._held.lstrip(mark))
-        if run == len(self._held) < LOOKAHEAD and not self._last:
+        if run >= _LONGEST_RUN:
+            return self._give("", _LONGEST_RUN)
+        if run == len(self._held) and not self._last:
             return False
         before, after = self._tail[-1:] or " ", self._held[run : run + 1] or " "
         if mark == "*":
@@ -227,7 +234,7 @@ class InlineMarks(FormulaMarks):
         """Between the cells of a table."""
         if not self._in_row:
             return self._as_is(1)
-        after = self._held[1:].lstrip(" \t")
+        after = self._held[1:LOOKAHEAD].lstrip(" \t")
         if not after and not self._last and len(self._held) < LOOKAHEAD:
             return False
         return self._give("", 1) if not after or after[0] == "\n" else self._give(",", 1)

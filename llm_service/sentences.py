@@ -9,19 +9,14 @@ import re
 from collections import deque
 from dataclasses import dataclass, field
 
-from llm_service.boundaries import CANDIDATE, Boundary, count_words, judge
+from llm_service.boundaries import CANDIDATE, Boundary, count_words, is_speakable, judge
 from llm_service.speakable import SpeakableText
 from llm_service.speech_rules import Piece, SpeechRules
 
 _STRIDE = 512  # characters of a delta that are looked at in one go
 _MARK_OR_JOINER = re.compile(r"[\u0300-\u036f\u0900-\u0dff\u0e31-\u0e4e\u200c\u200d\ufe0f\udc00-\udfff]")
-
 _SHORT = 32  # characters of mere marks that are no chunk of their own
 _LONGEST_CLUSTER = 16  # characters that make one on the page
-
-
-def _speakable(text: str) -> bool:
-    return any(map(str.isalnum, text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +100,8 @@ class Chunker:
         self._clauses: deque[int] = deque()  # ends of clauses in the sentence that is not over
         self._next_id = 0
         self._begun = False  # something was given out to be said
+        self._ended = 0  # the last end, and whether there's something to say before it
+        self._opened = False
         self._position = 0  # in the response
         self._last = False  # nothing more will come
 
@@ -165,8 +162,8 @@ class Chunker:
             limit = self._sentence + self._pacing.longest
             found = CANDIDATE.search(self._text, self._scanned)
             hard = self._hard[0] if self._hard else None
-            if not self._begun and not self._ends:
-                self._end_long_beginning(found, hard)
+            if not self._opened and self._end_long_beginning(found, hard):
+                continue
             if hard is not None and (found is None or hard <= found.end()) and hard <= limit:
                 self._hard.popleft()
                 self._end_sentence(hard)
@@ -174,7 +171,7 @@ class Chunker:
                 if not self._settle_candidate(found):
                     return
             elif len(self._text) > limit:
-                self._end_sentence(self._forced_end(limit), forced=True)
+                self._end_sentence(self._forced_end(self._sentence, limit), forced=True)
             else:
                 self._scanned = max(self._scanned, len(self._text) - 2 if found is None else found.start())
                 return
@@ -189,38 +186,46 @@ class Chunker:
         if boundary is Boundary.SENTENCE:
             self._end_sentence(found.end())
         elif boundary is Boundary.CLAUSE:
-            first = (
-                not self._begun
-                and not self._ends
-                and count_words(self._text[self._given : found.end()]) >= self._pacing.first_words
-            )
-            (self._ends if first else self._clauses).append(found.end())
+            words = 0 if self._opened else count_words(self._text[self._ended : found.end()])
+            if words >= self._pacing.first_words:
+                self._end(found.end())
+            else:
+                self._clauses.append(found.end())
         return True
 
-    def _end_long_beginning(self, found: re.Match[str] | None, hard: int | None) -> None:
-        """Where nothing ends for long, the first chunk ends without a clause."""
-        limit = self._given + min(self._pacing.first_longest, self._pacing.longest)
-        if all(limit < to for to in (len(self._text), hard, found and found.end()) if to is not None):
-            self._ends.append(self._forced_end(limit))
+    def _end_long_beginning(self, found: re.Match[str] | None, hard: int | None) -> bool:
+        """Where nothing ends for long, end the first chunk without a clause; False where something does."""
+        limit = self._ended + self._pacing.first_longest
+        ends = (len(self._text), self._sentence + self._pacing.longest + 1, hard, found and found.end())
+        if limit >= min(to for to in ends if to is not None):
+            return False
+        self._end(self._forced_end(self._ended, limit))
+        return True
 
     def _end_sentence(self, end: int, *, forced: bool = False) -> None:
         self._scanned = max(self._scanned, end)
-        if not forced and end - self._sentence <= _SHORT and not _speakable(self._text[self._sentence : end]):
+        if not forced and end - self._sentence <= _SHORT and not is_speakable(self._text[self._sentence : end]):
             return  # a few marks: they go with what follows
-        if end > self._given and (not self._ends or end > self._ends[-1]):
-            self._ends.append(end)
+        if end > self._ended:
+            self._end(end)
         self._sentence = end
         self._clauses.clear()
 
-    def _forced_end(self, limit: int) -> int:
-        """Where a sentence that is too long is cut: at a clause, else between words, else between characters."""
-        clauses = [end for end in self._clauses if self._sentence < end <= limit]
+    def _end(self, end: int) -> None:
+        self._opened = self._opened or is_speakable(self._text[self._ended : end])
+        self._ended = end
+        if end > self._given:
+            self._ends.append(end)
+
+    def _forced_end(self, after: int, limit: int) -> int:
+        """Where text that has no end in (after, limit] is cut: at a clause, else between words or characters."""
+        clauses = [end for end in self._clauses if after < end <= limit]
         if clauses:
             return clauses[-1]
-        space = self._text.rfind(" ", self._sentence + 1, limit + 1)
-        if space > self._sentence and not self._text[self._sentence : space].isspace():
+        space = self._text.rfind(" ", after + 1, limit + 1)
+        if space > after and not self._text[after:space].isspace():
             return space
-        for end in range(limit, max(limit - _LONGEST_CLUSTER, self._sentence), -1):
+        for end in range(limit, max(limit - _LONGEST_CLUSTER, after), -1):
             if not _MARK_OR_JOINER.match(self._text[end]):
                 return end
         return limit
@@ -258,7 +263,7 @@ class Chunker:
         text = said.strip()
         pieces = self._take_pieces(len(said))
         start, self._position = self._position, self._position + sum(raw for _, raw in pieces)
-        if not _speakable(text):
+        if not is_speakable(text):
             text = ""
         chunk = Chunk(self._next_id, text, start, self._position, len(said) - len(said.lstrip()), pieces)
         self._next_id += 1
@@ -289,6 +294,7 @@ class Chunker:
         if by:
             self._text = self._text[by:]
             self._given, self._sentence, self._scanned = self._given - by, self._sentence - by, self._scanned - by
+            self._ended = max(0, self._ended - by)
             for ends in (self._hard, self._ends, self._clauses):
                 for at in range(len(ends)):
                     ends[at] -= by

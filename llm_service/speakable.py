@@ -15,18 +15,18 @@ _STRIDE = 512  # what is looked at in one go, so that a long delta costs in step
 _LINE_MARK = re.compile(
     r"(?P<heading>#{1,6}(?:[ \t]+|(?=\n)))"
     r"|(?P<quote>>[ \t]?)"
-    r"|(?P<rule>[-*_=][-*_= \t|:]*(?=\n)(?<=[-*_=|: \t]{2}))"
+    r"|(?P<rule>[-*_=][-*_= \t|:]{1,200}(?=\n))"
     r"|(?P<item>[-*+•‣◦–][ \t]+(?:\[[ xX]\][ \t]+)?)"
-    r"|(?P<fence>`{3,}|~{3,})"
-    r"|(?P<divider>\|[ \t:|-]*(?=\n))"
+    r"|(?P<fence>`{3,100}|~{3,100})"
+    r"|(?P<divider>\|[ \t:|-]{0,200}(?=\n))"
     r"|(?P<row>\|[ \t]*)"
     r"|(?P<number>\d{1,3}[.)][ \t])"
     r"|(?P<note>\[\^?[^\]\n]{1,40}\]:[ \t])"
 )
 # A line's beginning that may yet become one of the marks above.
 _LINE_MARK_BEGINS = re.compile(
-    r"#{1,6}|[-*_=|][-*_=|: \t]{0,120}|[-*+•‣◦–](?:[ \t]+(?:\[[ xX]?\]?)?)?"
-    r"|\d{1,3}[.)]?|`{1,}|~{1,}|\[\^?[^\]\n]{0,40}\]?:?"
+    r"#{1,6}|[-*_=|][-*_=|: \t]{0,201}|[-*+•‣◦–](?:[ \t]+(?:\[[ xX]?\]?)?)?"
+    r"|\d{1,3}[.)]?|`{1,100}|~{1,100}|\[\^?[^\]\n]{0,40}\]?:?"
 )
 _ENDS_BY_ITSELF = re.compile(r"""[.!?…。！？।॥؟۔።။។:：;；,，、،؛—–][\s"'”’»)\]」』）]*$""")
 _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")
@@ -121,7 +121,7 @@ class SpeakableText(InlineMarks):
         stripped = line.strip()
         if not newline and not self._last and len(line) < LOOKAHEAD and not stripped.strip(self._fence[0]):
             return False
-        if len(stripped) >= len(self._fence) and not stripped.strip(self._fence[0]):
+        if len(line) < LOOKAHEAD and len(stripped) >= len(self._fence) and not stripped.strip(self._fence[0]):
             self._state = self._line_start
             self._newlines = 2
             return self._give("", len(line))

@@ -207,7 +207,30 @@ def test_deltas_and_pace_do_not_matter(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize(
     "bit",
-    ["a", "a, ", "(", "*", "[", "](", "`", "<", "&", "|", "\n", "\n- ", "```", "。", ".", ". ", "http://", "😀", '"'],
+    [
+        "a",
+        "a, ",
+        "(",
+        "-",
+        " ",
+        "- ",
+        "*",
+        "[",
+        "](",
+        "`",
+        "<",
+        "&",
+        "|",
+        "\n",
+        "\n- ",
+        "```",
+        "。",
+        ".",
+        ". ",
+        "http://",
+        "😀",
+        '"',
+    ],
 )
 def test_hostile_text_is_bounded(bit: str) -> None:
     """Whatever is repeated without end, what is held back stays small, and all comes out."""

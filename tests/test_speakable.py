@@ -50,6 +50,7 @@ BITS = st.sampled_from(
             "👩\u200d💻",
             "1️⃣",
         ),
+        *("*" * 250, "-" * 130, "-" * 199, " " * 250, "`" * 245, "a" * 85),
         *("Word", "word", "好。", "「", "」", "ไทย", "नमस्ते", "é", "e\u0301"),
     ]
 )
@@ -155,6 +156,14 @@ def test_by_default(text: str, expected: str) -> None:
 def test_each_rule_can_be_set(text: str, rules: SpeechRules, expected: str) -> None:
     """What is left out can be read, and the other way round."""
     assert expected == said(text, rules)
+
+
+@pytest.mark.parametrize("length", [79, 80, 81])
+@pytest.mark.parametrize(("opening", "closing"), [("$$", "$$"), ("\\(", "\\)"), ("$", "$")])
+def test_deltas_do_not_matter_for_a_long_formula(opening: str, closing: str, length: int) -> None:
+    """At the length where a formula is no longer waited for as well."""
+    text = opening + "a*" * (length // 2) + "b" * (length % 2) + closing + " c"
+    assert characters(pieces_of(text)) == characters(pieces_of(text, cuts=tuple(range(1, len(text)))))
 
 
 @settings(max_examples=30, deadline=None)
