@@ -205,9 +205,8 @@ class ChatClient:
 
 def _of_speech(event: Event) -> bool:
     """Whether the event is about the sound alone: the text goes on, whatever it says."""
-    return event["type"] in ("chunk", "audio") or (
-        event["type"] == "error" and event["error"].get("category") == "speech"
-    )
+    error = event.get("error")
+    return event["type"] in ("chunk", "audio") or (isinstance(error, dict) and error.get("category") == "speech")
 
 
 def _ends(event: Event, number: str) -> bool:

@@ -1,6 +1,7 @@
 """Fixtures for all tests."""
 
 import gc
+import signal
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """Leave out the other files under --pure."""
     others = collection_path.is_file() and collection_path.stem not in PURE
     return True if others and config.getoption("--pure") else None
+
+
+def pytest_configure() -> None:
+    """Let the programs that tests start hear Ctrl-C: what a shell runs in the background is made deaf to it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -79,12 +79,19 @@ async def live_service(
 ) -> AsyncGenerator[Live, None]:
     """Run the service around an engine until the block is left; it is asked once, so that each fault is seen.
 
-    Clients may speak as often as they want, unless the environment says otherwise.
+    Clients may speak as often as they want and are not greeted, however slow the machine is, unless the environment
+    says otherwise.
     """
     main = bind("127.0.0.1", 0, setting="LLM_PORT")
     monitoring = bind("127.0.0.1", 0, setting="LLM_MONITORING_PORT")
     port, monitoring_port = main.getsockname()[1], monitoring.getsockname()[1]
-    defaults = {"LLM_PORT": str(port), "DRAIN_TIMEOUT": "0.2", "ENGINE_RETRIES": "0", "MESSAGE_RATE": "0"}
+    defaults = {
+        "LLM_PORT": str(port),
+        "DRAIN_TIMEOUT": "0.2",
+        "ENGINE_RETRIES": "0",
+        "MESSAGE_RATE": "0",
+        "GREETING_DELAY_MS": "60000",
+    }
     settings = Settings.load(defaults | dict(environment or {}))
 
     async def opener(_: Settings) -> OpenedEngine:

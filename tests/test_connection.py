@@ -40,9 +40,9 @@ async def closed(socket: object) -> ConnectionClosed:
 
 
 class TestExchanges:
-    async def test_fasttalk_1x(self, live: Live) -> None:
+    async def test_fasttalk_1x(self, engine: ScriptedEngine) -> None:
         """A client of FastTalk 1.x reads one frame, sends start_session, reads one frame, and talks."""
-        async with live.connect() as socket:
+        async with live_service(engine, {"GREETING_DELAY_MS": "10"}) as live, live.connect() as socket:
             started = await receive(socket)
             assert "session_started" == started["type"]
             assert started["session_id"]

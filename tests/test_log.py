@@ -122,11 +122,14 @@ def test_levels(json_lines: Lines, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_filtered_call_is_cheap(json_lines: Lines) -> None:
-    """A debug call at INFO costs a few microseconds, a bound one a fraction of one; the bounds are ten times that."""
+    """A debug call at INFO of a bound logger costs a fraction of a line that is written."""
     log.configure("INFO", "json")
-    logger, bound = ours(), ours().bind(session_id="s-1")
-    assert timeit.timeit(lambda: logger.debug("never", text="x"), number=2000) / 2000 < 20e-6
-    assert timeit.timeit(lambda: bound.debug("never", text="x"), number=2000) / 2000 < 2e-6
+    bound = ours().bind(session_id="s-1")
+
+    def seconds(call: Callable[..., object]) -> float:
+        return min(timeit.repeat(lambda: call("never", text="x"), number=100, repeat=10))
+
+    assert seconds(bound.debug) < seconds(bound.info) / 5
 
 
 @given(key=st.text(), value=anything | hostile, event=st.text() | hostile)

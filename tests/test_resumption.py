@@ -14,6 +14,7 @@ from llm_service.generation import GenerationRequest
 from tests.live import TERMINAL, Event, Live, ask, collect, live_service, receive, send, start
 from tests.talk import handshake, history, idle, masked, scripted, text, words
 
+GREETING = {"GREETING_DELAY_MS": "10"}
 GENEROUS = {"RESUME_GENERATE": "30", "LLM_MAX_CONNECTIONS": "500"}
 
 
@@ -307,19 +308,21 @@ class TestWhoComesBack:
         assert text("b", 1) == (await ask(new, "b 1")).text
         await new.close()
 
-    async def test_a_client_that_was_greeted(self, live: Live) -> None:
+    async def test_a_client_that_was_greeted(self, engine: ScriptedEngine) -> None:
         """A client that waits to be greeted, as FastTalk 1.x's do, is answered by session_configured."""
-        socket = await live.connect()
-        session_id = (await start(socket))["session_id"]
-        await ask(socket, "a 2")
-        await lose(socket)
-        socket = await live.connect()
-        assert session_id != (await receive(socket))["session_id"]
-        await send(socket, "start_session", session_id=session_id, last_seq=2)
-        answer = await receive(socket)
-        assert ("session_configured", True, 2) == (answer["type"], answer["resumed"], answer["seq"])
-        assert [3, 4] == [event["seq"] for event in await read(socket, 2)]
-        await socket.close()
+        async with live_service(engine, GREETING | GENEROUS) as live:
+            socket = await live.connect()
+            session_id = (await receive(socket))["session_id"]
+            assert "session_configured" == (await start(socket))["type"]
+            await ask(socket, "a 2")
+            await lose(socket)
+            socket = await live.connect()
+            assert session_id != (await receive(socket))["session_id"]
+            await send(socket, "start_session", session_id=session_id, last_seq=3)
+            answer = await receive(socket)
+            assert ("session_configured", True, 3) == (answer["type"], answer["resumed"], answer["seq"])
+            assert [4, 5] == [event["seq"] for event in await read(socket, 2)]
+            await socket.close()
         await deserted(live)
         assert 1 == live.service.manager.active_sessions
 
@@ -369,16 +372,17 @@ class TestBounds:
             assert [("user", "a 1"), ("assistant", "a0 "), ("user", "b 1")] == history(engine)
             await socket.close()
 
-    async def test_who_said_nothing_is_not_kept(self, live: Live) -> None:
+    async def test_who_said_nothing_is_not_kept(self, engine: ScriptedEngine) -> None:
         """A connection that was greeted and left, or that never spoke, leaves nothing behind."""
-        async with live.connect() as socket:
-            await receive(socket)
-        await (await live.connect()).close()
-        await deserted(live)
-        async with asyncio.timeout(5):
-            while live.service.resumption.busy:
-                await asyncio.sleep(0.001)
-        assert (0, 0) == (live.service.resumption.resting, live.service.manager.active_sessions)
+        async with live_service(engine, GREETING) as live:
+            async with live.connect() as socket:
+                await receive(socket)
+            await (await live.connect()).close()
+            await deserted(live)
+            async with asyncio.timeout(5):
+                while live.service.resumption.busy:
+                    await asyncio.sleep(0.001)
+            assert (0, 0) == (live.service.resumption.resting, live.service.manager.active_sessions)
 
     async def test_messages_wait_while_a_session_is_looked_for(self, live: Live, engine: ScriptedEngine) -> None:
         """What a client says right behind its start_session is answered in order, whether or not it was found."""
