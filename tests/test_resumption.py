@@ -323,8 +323,8 @@ class TestWhoComesBack:
             assert ("session_configured", True, 3) == (answer["type"], answer["resumed"], answer["seq"])
             assert [4, 5] == [event["seq"] for event in await read(socket, 2)]
             await socket.close()
-        await deserted(live)
-        assert 1 == live.service.manager.active_sessions
+            await deserted(live)
+            assert 1 == live.service.manager.active_sessions
 
     async def test_the_same_connection_may_ask_again(self, live: Live) -> None:
         """A client that asks for the session it has gets what it says it missed."""
