@@ -133,11 +133,13 @@ def _judge(outcome: Outcome, users: Users, held: list[tuple[float, Held]]) -> No
     per_hour = 3600 * slope([(at, each.rss) for at, each in held])
     total = sum(users.done.values())
     outcome.figures.insert(0, f"{total:,} turns of {_CLIENTS} users, {users.done['lose']:,} of them cut off")
-    memory = f"memory {held[-1][1].rss:.0f} MiB, {per_hour:+.1f} MiB an hour over {60 * hours:.0f} minutes"
+    memory = f"memory {held[-1][1].rss:.0f} MiB"
     if 3600 * hours >= _LEAST_SECONDS:
-        outcome.most(per_hour, _MIB_AN_HOUR, memory)
+        text = f"{memory}, {per_hour:+.1f} MiB an hour over {60 * hours:.0f} minutes"
+        outcome.most(per_hour, _MIB_AN_HOUR, text)
     else:
-        outcome.most(per_hour * hours, _GROWTH_MIB, memory)
+        grown = per_hour * hours
+        outcome.most(grown, _GROWTH_MIB, f"{memory}, {grown:+.1f} in {3600 * hours:.0f} s")
     for name, most in (("files", 2 * _CLIENTS), ("tasks", 3 * _CLIENTS)):
         values = [getattr(each, name) for _, each in held]
         half = len(values) // 2
