@@ -9,7 +9,7 @@ from benchmarks.reliability.promise import Outcome
 from benchmarks.reliability.tested import engine, service_before
 from benchmarks.script import Script
 
-_SESSIONS, _RATE = 80, 100.0
+_SESSIONS, _RATE = 150, 100.0
 _TIMES_AS_MUCH = 1.8
 
 
