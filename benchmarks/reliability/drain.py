@@ -77,6 +77,9 @@ async def _stream(client: Client, script: Script, began: asyncio.Semaphore, run:
         await _goodbye(client, run)
     except (Lost, Hung):
         run.cut += 1
+    finally:
+        if not said:
+            began.release()
 
 
 async def _goodbye(client: Client, run: Run) -> None:

@@ -17,6 +17,8 @@ _SESSIONS = 12
 _WORDS, _RATE = 80, 50.0
 # An engine that was away is asked again once it has answered a ping: every five seconds.
 _WELL_AGAIN = 20.0
+# Rounds of short answers behind each kill.
+_BETWEEN = 3
 
 
 class Answers:
@@ -42,6 +44,9 @@ async def _read(client: Client, script: Script, begun: asyncio.Semaphore, answer
         answers.hung += 1
         answers.problems.append(repr(error))
         return
+    finally:
+        if not said:
+            begun.release()
     answers.longest.append(1000 * longest)
     if event.type == "response_complete" and said == script.text():
         answers.whole += 1
@@ -70,6 +75,9 @@ async def run(count: int, folder: Path) -> Outcome:
             lives[victim].close()
             engines[victim] = lives[victim].enter_context(engine(folder, ports[victim]))[0]
             await until(lambda: _all_well(service), _WELL_AGAIN)
+            # Whole answers, so that no breaker opens: most answers of an engine are.
+            for whole in range(_BETWEEN):
+                await _round(clients, number * 1000 + 100 * (1 + whole), 3, answers)
         failovers = service.metric("fasttalk_failovers_total")
         service.check(outcome)
     outcome.figures.insert(
@@ -97,6 +105,14 @@ async def _kill(clients: list[Client], victim: Child, number: int, answers: Answ
 
     await at_once(
         [*(_read(client, script, begun, answers) for client, script in zip(clients, scripts, strict=True)), kill()]
+    )
+
+
+async def _round(clients: list[Client], first_seed: int, words: int, answers: Answers) -> None:
+    begun = asyncio.Semaphore(0)
+    await at_once(
+        _read(client, Script(words, _RATE, 0.01, first_seed + each), begun, answers)
+        for each, client in enumerate(clients)
     )
 
 

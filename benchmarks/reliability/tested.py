@@ -75,7 +75,8 @@ def service_before(
     """Run the service before an engine; `settings` are variables of its environment."""
     started = service(engine_port, folder, provider=provider)
     monitoring = int(started.variables["LLM_MONITORING_PORT"])
-    variables = {**started.variables, **(settings or {})}
+    # No greeting: a service that is late would greet first, and answer start_session with another event then.
+    variables = {**started.variables, "GREETING_DELAY_MS": "60000", **(settings or {})}
     command = [*started.command, "--workers", str(workers)]
     with child("service", command, folder=folder, cores=cores(), variables=variables) as process:
         process.wait_until(started.ready)
