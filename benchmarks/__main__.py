@@ -1,4 +1,4 @@
-"""`python -m benchmarks {run,guard,real,context,reliability,setup-peers}`."""
+"""`python -m benchmarks {run,guard,real,context,speech,reliability,setup-peers}`."""
 
 import argparse
 import signal
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks import context, guard, peers, real, report, suite
+from benchmarks import context, guard, peers, real, report, speech, suite
 from benchmarks.processes import ROOT, BenchmarkFailed
 from benchmarks.reliability import parts
 from benchmarks.systems import SYSTEMS, chosen
@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(run=lambda options: guard.guard(write=options.write))
     real.add_to(commands)
     context.add_to(commands)
+    speech.add_to(commands)
     parts.add_to(commands)
     setup = commands.add_parser("setup-peers", help="install LiteLLM in an environment of its own")
     setup.set_defaults(run=_setup)

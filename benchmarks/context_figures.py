@@ -10,7 +10,7 @@ import msgspec
 
 from benchmarks.context_script import MAX_TOKENS, TURNS
 from benchmarks.real_engines import WINDOW
-from benchmarks.report import aligned
+from benchmarks.report import aligned, pyplot
 
 GOAL_EVALUATED = 1.3
 GOAL_TTFT = 1.5
@@ -195,20 +195,13 @@ def write(folder: Path, rows: Sequence[Row], described: dict[str, str | int], pl
 
 
 def _plot(path: Path, rows: Sequence[Row]) -> list[Path]:
-    try:
-        import matplotlib as mpl
-    except ImportError:
-        print("matplotlib is not installed: no plot", file=sys.stderr)
+    plots = pyplot()
+    if plots is None:
         return []
-    mpl.use("svg")
-    # The same numbers give the same file.
-    mpl.rcParams["svg.hashsalt"] = "fasttalk"
-    from matplotlib import pyplot
-
     engines = list(dict.fromkeys(row.engine for row in rows if row.turns))
     if not engines:
         return []
-    figure, grid = pyplot.subplots(2, len(engines), figsize=(6 * len(engines), 8), sharex=True, squeeze=False)
+    figure, grid = plots.subplots(2, len(engines), figsize=(6 * len(engines), 8), sharex=True, squeeze=False)
     for column, engine in enumerate(engines):
         for row in rows:
             if row.engine == engine and row.turns:
@@ -222,5 +215,5 @@ def _plot(path: Path, rows: Sequence[Row]) -> list[Path]:
         axes.legend()
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+    plots.close(figure)
     return [path]

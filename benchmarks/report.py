@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -86,14 +87,8 @@ def write(folder: Path, rows: Sequence[Row], idle: Idle, arguments: Sequence[str
 
 
 def _plots(folder: Path, rows: Sequence[Row]) -> list[Path]:
-    try:
-        import matplotlib as mpl
-    except ImportError:
-        print("matplotlib is not installed: no plots", file=sys.stderr)
+    if pyplot() is None:
         return []
-    mpl.use("svg")
-    # The same numbers give the same file.
-    mpl.rcParams["svg.hashsalt"] = "fasttalk"
     by_sessions, by_rate = ("1", "10", "100", "1000"), ("100 slow", "100", "100 fast")
     cpu, delay = (
         ("cpu-per-word", "µs CPU per word", lambda sample: sample.cpu_us_per_word),
@@ -107,10 +102,10 @@ def _plots(folder: Path, rows: Sequence[Row]) -> list[Path]:
 
 
 def _plot(path: Path, rows: Sequence[Row], loads: Sequence[str], label: str, value: Callable[[Sample], float]) -> Path:
-    from matplotlib import pyplot
-
+    plots = pyplot()
+    assert plots is not None
     sessions = len({LOADS[name].sessions for name in loads}) > 1
-    figure, axes = pyplot.subplots(figsize=(8, 4.5))
+    figure, axes = plots.subplots(figsize=(8, 4.5))
     for system in dict.fromkeys(row.system for row in rows):
         points = sorted(
             (LOADS[row.load].sessions if sessions else LOADS[row.load].rate, value(row.middle))
@@ -126,8 +121,23 @@ def _plot(path: Path, rows: Sequence[Row], loads: Sequence[str], label: str, val
     axes.legend()
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+    plots.close(figure)
     return path
+
+
+def pyplot() -> Any | None:
+    """Return matplotlib's pyplot, which is to write SVG files; None, and a word of it, where it is not installed."""
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        print("matplotlib is not installed: no plot", file=sys.stderr)
+        return None
+    mpl.use("svg")
+    # The same numbers give the same file.
+    mpl.rcParams["svg.hashsalt"] = "fasttalk"
+    from matplotlib import pyplot as plots
+
+    return plots
 
 
 def show(path: Path) -> str:

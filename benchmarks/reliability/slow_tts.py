@@ -17,6 +17,17 @@ _PIECE = bytes(2 * RATE // 50)
 _PIECES, _PAUSE = 100, 0.01
 
 
+async def request(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
+    """Return the head and the body of the next request of a connection.
+
+    Raises:
+        asyncio.IncompleteReadError: there is none.
+    """
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0] or 0)
+    return head, await reader.readexactly(length)
+
+
 class SlowTTS:
     """What it was asked: requests that are `running`, and when readers `left` in the midst of one, by their voices."""
 
@@ -29,9 +40,7 @@ class SlowTTS:
         """Answer the requests of one connection."""
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0] or 0)
-                body = await reader.readexactly(length)
+                head, body = await request(reader)
                 if head.startswith(b"GET"):
                     writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
                 else:
