@@ -18,6 +18,7 @@ from llm_service.events import (
     UserMessage,
 )
 from llm_service.generation import Delta, Finish, GenerationRequest, SamplingParams, ToolCall, Usage
+from llm_service.replay import ReplayRecord
 from llm_service.sentences import Chunk
 from llm_service.session import Session, SessionState
 from llm_service.session_config import SessionConfig, SpeechConfig, ToolSpec
@@ -1154,6 +1155,20 @@ class TestSpeech:
         assert isinstance(refusal, Send)
         assert isinstance(refusal.event, events.Error)
         assert "unknown_chunk" == refusal.event.error.code
+
+    def test_at_rest_a_session_forgets_what_its_chunks_were(self) -> None:
+        """From a store an ack of an earlier answer's chunk is ignored, one that counts in the answer is not."""
+        session, number = _speaking()
+        session.cut(number, BOLD)
+        session.receive(Cancel(), 3.0)
+        record = session.record(key="", whole=True, replay=ReplayRecord(0, []), now=4.0, wall=1000.0)
+        restored = Session.restore(record, DEFAULTS, new_id=lambda: "new", now=0.0, wall=1000.0)
+
+        for ack, kept in ((Played(chunk=1, chars=4), "**Good** morning."), (Played(chars=4), "**Go")):
+            assert [] == restored.receive(ack, 1.0)
+            last = restored.conversation.last
+            assert last is not None
+            assert kept == last.answer
 
     @pytest.mark.parametrize("event", [Cancel(), EndSession(), StartSession(), UserMessage(text="Stop")])
     def test_whoever_speaks_stops_what_is_heard_of_a_whole_answer(self, event: events.ClientMessage) -> None:
