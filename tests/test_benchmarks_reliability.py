@@ -1,8 +1,10 @@
 """The reliability suite itself: it must see what is broken."""
 
+import argparse
 import asyncio
 import random
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 
@@ -47,6 +49,41 @@ async def nothing(_count: int, _folder: Path) -> Outcome:
 
 
 PART = Part("part", "It holds", "times", 10, 2, nothing)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "options", "runs", "status"),
+    [
+        (["slow", "ok"], ["--short"], 2, 0),
+        (["slow", "slow"], ["--short"], 2, 1),
+        (["wrong", "ok"], ["--short"], 1, 1),
+        (["slow", "ok"], [], 1, 1),
+        (["ok"], ["--short"], 1, 0),
+    ],
+)
+def test_a_slow_machine_gets_another_chance(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    outcomes: list[str],
+    options: list[str],
+    runs: int,
+    status: int,
+) -> None:
+    """In the short run a time or a size is measured once more; what was wrong once is broken."""
+    left = list(outcomes)
+
+    async def run(_count: int, _folder: Path) -> Outcome:
+        outcome, word = Outcome(), left.pop(0)
+        outcome.none(int(word == "wrong"), "lost")
+        outcome.most(9 if word == "slow" else 1, 5, "ms")
+        return outcome
+
+    monkeypatch.setattr(parts, "PARTS", (replace(PART, name="it", run=run),))
+    parser = argparse.ArgumentParser()
+    parts.add_to(parser.add_subparsers())
+    arguments = parser.parse_args(["reliability", "it", *options])
+    assert status == arguments.run(arguments)
+    assert runs == len(outcomes) - len(left) == capsys.readouterr().out.count("it: ")
 
 
 def test_an_outcome_tells_what_is_broken() -> None:

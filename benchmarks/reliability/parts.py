@@ -131,13 +131,22 @@ def _run(options: argparse.Namespace) -> int:
             count = 60 * options.minutes
         began = time.monotonic()
         outcome = run(part, count)
-        print(line(part, outcome, time.monotonic() - began), flush=True)
-        for problem in outcome.broken:
-            print(f"    {problem}", flush=True)
+        _tell(part, outcome, began)
+        if options.short and outcome.broken and not outcome.wrong:
+            # A time or a size: what else runs on the machine may have been in it, and seldom is so twice.
+            began = time.monotonic()
+            outcome = run(part, count)
+            _tell(part, outcome, began)
         broken += bool(outcome.broken)
         if options.write:
             write(part, outcome, "" if count == part.count else f" --count {count}")
     return 1 if broken else 0
+
+
+def _tell(part: Part, outcome: Outcome, began: float) -> None:
+    print(line(part, outcome, time.monotonic() - began), flush=True)
+    for problem in outcome.broken:
+        print(f"    {problem}", flush=True)
 
 
 def run(part: Part, count: int) -> Outcome:
@@ -147,7 +156,7 @@ def run(part: Part, count: int) -> Outcome:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 return runner.run(_of(part, count, Path(folder)))
         except BenchmarkFailed as error:
-            return Outcome(broken=[str(error)])
+            return Outcome(broken=[str(error)], wrong=True)
 
 
 async def _of(part: Part, count: int, folder: Path) -> Outcome:

@@ -13,10 +13,14 @@ _BEGIN, _END = "<!-- results -->\n", "<!-- end of results -->\n"
 
 @dataclass
 class Outcome:
-    """What was seen: `figures` in their order, and the promises that were `broken`, with how."""
+    """What was seen: `figures` in their order, and the promises that were `broken`, with how.
+
+    `wrong` says that something happened that must not: on no machine, and not once.
+    """
 
     figures: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
+    wrong: bool = False
 
     def figure(self, text: str) -> None:
         """Add a figure that promises nothing by itself."""
@@ -25,6 +29,7 @@ class Outcome:
     def none(self, count: int, what: str) -> None:
         """Add a count that is promised to be 0."""
         self.most(count, 0, f"{count} {what}")
+        self.wrong |= count > 0
 
     def most(self, value: float, limit: float, text: str) -> None:
         """Add a figure whose `value` is promised to be `limit` at most."""
@@ -40,6 +45,7 @@ class Outcome:
 
     def note(self, problem: str) -> None:
         """Take note of something that must not happen; the first ten are told."""
+        self.wrong = True
         if len(self.broken) < 10:
             self.broken.append(problem)
 
