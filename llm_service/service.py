@@ -132,6 +132,8 @@ class Service:
             psutil.cpu_percent()  # the first call only sets the point from which the next one measures
             tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
             works = [self.health.watch(), self._watch_connections()]
+            if self.speech:
+                works.append(self.speech.watch())
             if self._key_file is not None:
                 works.append(self._key_file.watch(self._use_keys))
             for work in works:

@@ -18,10 +18,12 @@ from llm_service.chunk_hook import OnChunk
 from llm_service.engines.scripted import ScriptedEngine
 from llm_service.events import Audio
 from llm_service.sentences import Chunker
+from llm_service.speech import endpoints
 from llm_service.speech.audio import wav_header
 from llm_service.speech.base import Utterance
 from tests.engines.fake_server import Exchange, FakeServer, fake_server
 from tests.live import Event, Live, live_service, receive, send, start
+from tests.processes import free_port
 from tests.speech import doubles
 from tests.talk import history
 
@@ -324,15 +326,40 @@ async def test_the_next_tts_takes_over(tts: FakeServer) -> None:
     """With two, the first's death is heard by nobody."""
     async with fake_server() as other:
         other.answer = Faults(1, "dies")
-        endpoints = f"openai={other.url}/v1,opea={tts.url}"
         tts.answer = doubles.OPEA()
-        async with speaking(tts, TTS_ENDPOINTS=endpoints) as live, live.connect() as socket:
+        async with (
+            speaking(tts, TTS_ENDPOINTS=f"openai={other.url}/v1,opea={tts.url}") as live,
+            live.connect() as socket,
+        ):
             await begin(socket)
             await send(socket, "user_message", text="Hello")
             heard = await hear(socket)
 
     assert [] == heard.errors
     assert all(doubles.samples() == heard.sound(chunk["id"]) for chunk in heard.chunks)
+
+
+class Deaf:
+    """A TTS that answers nothing while it synthesises, one chunk at a time, each until a probe has come in vain."""
+
+    def __init__(self) -> None:
+        self.unanswered = 0
+        self._one_at_a_time = asyncio.Lock()
+        self._probed = asyncio.Event()
+
+    async def __call__(self, exchange: Exchange) -> None:
+        if exchange.method == "GET":
+            if self._one_at_a_time.locked():
+                await exchange.left.wait()
+                self.unanswered += 1
+                self._probed.set()
+            else:
+                await doubles.openai(exchange)
+            return
+        async with self._one_at_a_time:
+            self._probed.clear()
+            await self._probed.wait()
+        await doubles.openai(exchange)
 
 
 class Slow:
@@ -364,12 +391,22 @@ class Slow:
             self.running -= 1
 
 
+async def broken(exchange: Exchange) -> None:
+    """A TTS that has an answer to all, and it is an error of its own."""
+    await exchange.answer(b"", 503)
+
+
 async def until_sound(socket: ClientConnection) -> Heard:
     heard = Heard()
     async with asyncio.timeout(10):
         while not heard.audio:
             heard.take(await socket.recv())
     return heard
+
+
+def posted(tts: FakeServer) -> int:
+    """How many chunks a TTS was asked for; the others are probes."""
+    return sum(exchange.method == "POST" for exchange in tts.exchanges)
 
 
 async def until_free(slow: Slow) -> None:
@@ -387,7 +424,7 @@ async def test_who_wants_no_more_gets_no_more(tts: FakeServer, how: str, rate: f
         await start(socket, speech=SPEECH, events=["audio"], on_busy="interrupt")
         await send(socket, "user_message", text="Hello")
         await until_sound(socket)
-        asked = len(tts.exchanges)
+        asked = posted(tts)
         live_session = next(iter(live.service.connections)).live
 
         if how == "disconnect":
@@ -400,7 +437,7 @@ async def test_who_wants_no_more_gets_no_more(tts: FakeServer, how: str, rate: f
         await until_free(slow)
 
         if how != "user_message":
-            assert asked == len(tts.exchanges)
+            assert asked == posted(tts)
             assert not live_session.speaking
 
 
@@ -532,6 +569,54 @@ async def _barge_in(live: Live, chance: random.Random, times: int) -> None:
                     heard.take(await socket.recv())
             assert all(audio.chunk > left for audio in heard.audio)
             left = max([left, *(chunk["id"] for chunk in heard.chunks)])
+
+
+async def test_the_service_asks_after_its_tts_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is probed again and again while the service runs: one that dies is seen, and one that comes back."""
+    monkeypatch.setattr(endpoints, "PROBE_EVERY", 0.01)
+    async with fake_server() as tts:
+        tts.answer = doubles.openai
+        down = f"opea=http://127.0.0.1:{free_port()}"
+        async with speaking(tts, TTS_ENDPOINTS=f"{down},openai={tts.url}/v1") as live:
+
+            async def until_known(*healthy: float | None) -> None:
+                value = live.service.registry.get_sample_value
+                async with asyncio.timeout(10):
+                    while healthy != tuple(
+                        value("fasttalk_speech_endpoint_healthy", {"endpoint": name}) for name in ("1-opea", "2-openai")
+                    ):
+                        await asyncio.sleep(0.001)
+
+            await until_known(0, 1)
+            tts.answer = broken
+            await until_known(0, 0)
+            tts.answer = doubles.openai
+            await until_known(0, 1)
+
+    assert 0 == posted(tts)
+
+
+async def test_a_tts_that_is_deaf_while_it_speaks_keeps_the_voice(
+    tts: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many a TTS answers no probe while it synthesises: that is not taken for its death, and one voice says it all."""
+    monkeypatch.setattr(endpoints, "PROBE_EVERY", 0.02)
+    monkeypatch.setattr(endpoints, "PROBE_TIMEOUT", 0.01)
+    deaf = tts.answer = Deaf()
+    async with fake_server() as other:
+        other.answer = doubles.OPEA()
+        async with (
+            speaking(tts, TTS_ENDPOINTS=f"openai={tts.url}/v1,opea={other.url}") as live,
+            live.connect() as socket,
+        ):
+            await begin(socket)
+            await send(socket, "user_message", text="Hello")
+            heard = await hear(socket)
+            assert live.service.speech.all[0].healthy
+
+    assert deaf.unanswered >= 3
+    assert len(heard.chunks) == posted(tts)
+    assert 0 == posted(other)
 
 
 async def test_speech_is_measured(tts: FakeServer) -> None:

@@ -35,7 +35,8 @@ _log = structlog.get_logger(__name__)
 class Endpoint:
     """One TTS. `name` is its place in the configuration and its kind; `problem` what its last probe said, if not well.
 
-    `last_result` is how its last chunk went, for people.
+    `last_result` is how its last chunk went, for people. `running` chunks are being spoken; `gave_at` is when it last
+    gave audio, in seconds of the monotonic clock.
     """
 
     name: str
@@ -44,11 +45,18 @@ class Endpoint:
     healthy: bool = True  # until it was asked
     problem: str | None = None
     last_result: str = "nothing was spoken yet"
+    running: int = 0
+    gave_at: float = float("-inf")
 
     @property
     def gives_audio(self) -> bool:
         """Whether its audio comes back here; a webhook's goes elsewhere."""
         return bool(self.synthesizer.formats)
+
+    @property
+    def works(self) -> bool:
+        """Whether it speaks for us, or did a moment ago: many a TTS answers nothing else meanwhile."""
+        return self.running > 0 or monotonic() - self.gave_at < PROBE_EVERY
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +115,7 @@ class Endpoints:
                 continue
             rendering = Rendering(utterance.format, give)
             started = monotonic()
+            endpoint.running += 1
             try:
                 await self._synthesize(endpoint, utterance, rendering)
             except SpeechError as error:
@@ -118,6 +127,10 @@ class Endpoints:
             except BaseException:
                 endpoint.breaker.neutral(call)
                 raise
+            finally:
+                endpoint.running -= 1
+                if rendering.given:
+                    endpoint.gave_at = monotonic()
             return self._spoke(endpoint, call, utterance, rendering, monotonic() - started)
         raise failure or SpeechUnavailable("there is no TTS that gives audio: see TTS_ENDPOINTS")
 
@@ -176,6 +189,7 @@ class Endpoints:
 
     async def _check(self, endpoint: Endpoint) -> None:
         problem: str | None = f"no answer within {PROBE_TIMEOUT:g} seconds"
+        worked = endpoint.works
         with suppress(TimeoutError):
             try:
                 async with asyncio.timeout(PROBE_TIMEOUT):
@@ -183,6 +197,12 @@ class Endpoints:
                 problem = None
             except SpeechError as error:
                 problem = error.message
+            except Exception:  # noqa: BLE001 - a bug of ours must end neither the probes nor the service
+                _log.exception("tts_probe_crashed", endpoint=endpoint.name)
+                problem = "the service failed to ask it"
+        # Whether one that works for us is well, its chunks tell: the breaker hears of those that fail.
+        if problem is not None and (worked or endpoint.works):
+            problem = endpoint.problem
         if endpoint.healthy is not (problem is None):
             _log.warning("tts_health", endpoint=endpoint.name, healthy=problem is None, problem=problem)
         endpoint.healthy, endpoint.problem = problem is None, problem
