@@ -20,12 +20,30 @@ _SPECIAL = re.compile(
     r"|[\u2600-\u27bf\u2b00-\u2bff\u2300-\u23ff\u20e3\ufe0e\ufe0f\U0001f000-\U0001faff\U000e0020-\U000e007f]\u200d?"
 )
 _URL_BEGINS = re.compile(r"(?<!\w)(?:h|ht|htt|https?|https?:|https?:/|w|ww|www)$")
-_FOOTNOTE = re.compile(r"\[\^[^\]\s]{1,40}\]:?|\[\d{1,3}(?:\s?[,–-]\s?\d{1,3}){0,8}\](?!\()")
-_FOOTNOTE_BEGINS = re.compile(r"\[(?:\^[^\]\s]{0,40}|[\d,\s–-]{0,40})\]?$")
+_FOOTNOTE = re.compile(r"\[\^[^\]\s]{1,40}\]:?")
+_CITATION = re.compile(r"\[\d{1,3}(?:\s?[,–-]\s?\d{1,3}){0,8}\](?![(\[])|\[\d{1,3}\](?=\[)")
+_LAST_CITATIONS = re.compile(r"(?:\[\d{1,3}\]){1,4}(?=[.!?…。！？])")
+_FOOTNOTE_BEGINS = re.compile(r"(?:\[\d{1,3}\]){0,4}\[(?:\^[^\]\s]{0,40}|[\d,\s–-]{0,40})\]?$")
+_IMAGE = re.compile(r"!\[(?!\d{1,3}\](?!\())")
+_BANG_BEGINS = re.compile(r"!(?:\[(?:\d{1,3}\]?)?)?")
 _REFERENCE = re.compile(r"\[[^\]\n]{0,100}\]")
 _REFERENCE_BEGINS = re.compile(r"\[[^\]\n]{0,100}$")
-_TAG = re.compile(r"</?[a-zA-Z][^<>\n]{0,200}>|<!--[^>\n]{0,200}-->")
-_TAG_BEGINS = re.compile(r"<(?:/?[a-zA-Z][^<>\n]{0,200}|/|!(?:-|--[^>\n]{0,200})?)?$")
+# Tags that format text. Others are more likely what the text is about, or no tags at all: `a<b && c>d`.
+_TAG_NAMES = (
+    "abbr|article|a|big|blockquote|br|b|caption|center|cite|code|colgroup|col|dd|del|details|dfn|div|dl|dt|em|figcaption"
+    "|figure|font|h[1-6]|hr|img|ins|i|kbd|li|mark|ol|pre|p|q|reasoning|samp|section|small|span|strike|strong|sub|summary|sup|s"
+    "|table|tbody|td|tfoot|thead|thinking|think|thought|th|tr|tt|ul|u|var"
+)
+_VALUE = r"""(?:"[^"\n<>]*"|'[^'\n<>]*'|[^\s"'=<>`]+)"""
+_ATTRIBUTE = rf"\s{{1,4}}(?:(?:open|reversed|hidden|nowrap)(?=[\s/>])|[\w:-]{{1,40}}\s?=\s?{_VALUE})"
+_ATTRIBUTE_BEGINS = r"""\s{1,4}(?:[\w:-]{1,40}\s?(?:=\s?(?:"[^"\n<>]*"?|'[^'\n<>]*'?|[^\s"'=<>`]*))?)?"""
+_TAG = re.compile(
+    rf"</?(?:{_TAG_NAMES})(?:{_ATTRIBUTE})*\s{{0,4}}/?>|<!--[^>\n]{{0,200}}-->"
+    r"|<(?:https?://|mailto:|[^\s<>@]{1,64}@)[^\s<>@]{1,150}>",
+)
+_TAG_BEGINS = re.compile(
+    rf"<(?:[^\s<>]*|/?(?:{_TAG_NAMES})(?:{_ATTRIBUTE})*(?:{_ATTRIBUTE_BEGINS})?\s{{0,4}}/?|!(?:-|--[^>\n]{{0,200}})?)$",
+)
 _AUTOLINK = re.compile(r"<(?:https?:|mailto:|[^\s<>]+@)")
 _BREAK = re.compile(r"</?(?:br|p|div|li|tr|td|th|h[1-6])\b")
 _REASONING = re.compile(r"<(think|thinking|reasoning|thought)>")
@@ -142,13 +160,27 @@ class InlineMarks(FormulaMarks):
         return self._as_is(run) if literal else self._give("", run)
 
     def _open_bracket(self) -> bool:
-        note = _FOOTNOTE.match(self._held)
+        note = _FOOTNOTE.match(self._held) or self._citation()
         if not self._last and (note is None or note.end() == len(self._held)) and self._waits_for(_FOOTNOTE_BEGINS):
             return False
         if note is not None and self._rules.footnotes == "omit":
             return self._give("", note.end())
         self._brackets += 1
-        return self._give("", 1)
+        # An index, `x[0]`, is a word of its own.
+        return self._give(" " if self._tail[-1:].isalnum() and self._held[1:2].isdigit() else "", 1)
+
+    def _citation(self) -> re.Match[str] | None:
+        """The mark of a source: glued behind a sentence or a clause, or a single number before a sentence's end.
+
+        Lists and indices stand elsewhere: "is [1, 2, 3].", "x[0]".
+        """
+        if self._brackets:
+            return None
+        before, last = self._tail[-2:-1], self._tail[-1:]
+        if last == " ":
+            return _LAST_CITATIONS.match(self._held)
+        glued = last in '.!?…。！？”»"' or (last in ",;，；" and (before.isalpha() or before in '"”»'))
+        return _CITATION.match(self._held) if last and glued else None
 
     def _close_bracket(self) -> bool:
         if len(self._held) == 1 and not self._last:
@@ -180,24 +212,35 @@ class InlineMarks(FormulaMarks):
         return self._give("", found.end()) if found is not None else True
 
     def _bang(self) -> bool:
-        if len(self._held) == 1 and not self._last:
+        """Before a bracket it makes an image of what would be a link; before a source's mark it ends a sentence."""
+        if not self._last and _BANG_BEGINS.fullmatch(self._held):
             return False
-        return self._give("", 1) if self._held[1:2] == "[" else self._as_is(1)
+        return self._give("", 1) if _IMAGE.match(self._held) else self._as_is(1)
 
     def _angle(self) -> bool:
-        tag = _TAG.match(self._held)
+        tag = _TAG.match(self._held[:LOOKAHEAD])
         if tag is None:
             return False if self._waits_for(_TAG_BEGINS) else self._as_is(1)
         reasoning = _REASONING.match(self._held)
         if reasoning is not None and self._rules.reasoning == "omit":
-            self._closing = f"</{reasoning.group(1)}>"
-            self._state = self._reasoning
-        elif not self._rules.markdown:
+            return self._begin_reasoning(f"</{reasoning.group(1)}>")
+        if not self._rules.markdown:
             return self._as_is(1)
         if _AUTOLINK.match(tag.group()):
             self._in_autolink = True
             return self._give("", 1)
         return self._give(" " if _BREAK.match(tag.group()) else "", tag.end())
+
+    def _begin_reasoning(self, closing: str) -> bool:
+        """At the answer's beginning it goes up to what closes it; later on, what isn't closed soon is text."""
+        if not self._tail:
+            self._closing = closing
+            self._state = self._reasoning
+            return True
+        end = self._held.find(closing, 0, LOOKAHEAD)
+        if end >= 0:
+            return self._give("", end + len(closing))
+        return False if not self._last and len(self._held) < LOOKAHEAD else self._as_is(1)
 
     def _close_angle(self) -> bool:
         was_open, self._in_autolink = self._in_autolink, False
