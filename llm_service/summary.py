@@ -16,7 +16,7 @@ _LEAST = 60
 # Characters a token of a summary may have at most: what is longer is no summary.
 _CHARS_PER_TOKEN = 8
 
-# Of so many earlier turns one must be in a summary: what speaks of the last one alone answers it.
+# Of so many earlier turns one must be in a summary, and two turns in all: what speaks of one alone answers it.
 _TURNS_A_TRACE = 4
 # What a text is recognised by: the beginnings of its longer words, its numbers, and pairs of signs where words are not
 # told apart by spaces.
@@ -75,8 +75,8 @@ def condensation(dropped: Sequence[Turn], before: str, *, room: int, max_tokens:
 def cleaned(text: str, condensed: Condensation) -> str:
     """Return the summary in an engine's answer, or "" if it is none.
 
-    None is what is empty or longer than what it stands for, and what answers the user instead: it speaks of what was
-    said last alone.
+    None is what is empty or longer than what it stands for, and what answers the user instead: it speaks of one
+    question alone.
     """
     summary = text.strip().removeprefix("Summary:").strip()
     source = len(condensed.before) + sum(len(turn.user) + len(turn.answer) for turn in condensed.turns)
@@ -86,11 +86,13 @@ def cleaned(text: str, condensed: Condensation) -> str:
 
 
 def _speaks_of_all(summary: str, condensed: Condensation) -> bool:
-    """Whether there is a trace of enough of the turns before the last one, by what the last one has not."""
+    """Whether there are traces of enough turns: of some before the last one, and of two where there are more."""
     *earlier, last = [_marks(f"{turn.user} {turn.answer}") for turn in condensed.turns]
     told = [marks for marks in (each - last for each in (_marks(condensed.before), *earlier)) if marks]
     found = _marks(summary)
-    return len(told) <= _TURNS_A_TRACE * sum(1 for marks in told if marks & found)
+    traces = sum(1 for marks in told if marks & found)
+    of_last = bool(last.difference(*told, *earlier) & found)
+    return len(told) <= _TURNS_A_TRACE * traces and traces + of_last >= min(2, len(told))
 
 
 def _marks(text: str) -> set[str]:

@@ -14,13 +14,25 @@ from llm_service.engines.llama_cpp import LlamaCppEngine
 from llm_service.engines.ollama import OllamaEngine
 from llm_service.engines.scripted import Fault, ScriptedEngine
 from llm_service.errors import ContextOverflow, GenerationFailed
-from llm_service.generation import Finish, GenerationRequest, Sink, ToolCall, Usage
+from llm_service.generation import Finish, GenerationRequest, SamplingParams, Sink, ToolCall, Usage
+from llm_service.summary import cleaned, condensation
 from llm_service.token_estimate import most_tokens
+from llm_service.turn import Turn
 from tests.engines.telling import TellingEngine
 from tests.live import Live, ask, collect, live_service, receive, send, start
 from tests.real_engines import EMBEDDED_WINDOW, OllamaServer, borrowed
 
 ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
+SMALL_TALK = [
+    Turn(
+        "My name is Orla and I live in Galway. What is the capital of Portugal?", "The capital of Portugal is Lisbon."
+    ),
+    Turn("My sister Mei is a nurse and works nights. What would she like?", "A warm blanket would suit her."),
+    Turn("I am allergic to peanuts, remember that. What snack can I have?", "You could have apple slices."),
+    Turn("We decided to meet on Friday at 6. Who wrote Hamlet?", "William Shakespeare wrote Hamlet."),
+    Turn("What is 17 times 3?", "17 times 3 is 51."),
+    Turn("What should I cook tonight?"),
+]
 TOLD = "the boat lies in the harbour and its oars are kept dry over winter by old men who like to talk"
 WORDS = TOLD.split()
 
@@ -368,6 +380,20 @@ class TestEmbedded:
         assert dropped > 10
         assert max(sizes) > EMBEDDED_WINDOW / 2
         assert sum(size > EMBEDDED_WINDOW for size in sizes) <= 2
+
+    @pytest.mark.parametrize("turns", [3, 5, 6])
+    async def test_an_answer_is_not_taken_for_a_summary(self, embedded_engine: LlamaCppEngine, turns: int) -> None:
+        """A model this small answers a question of the conversation that it is to condense, and that is seen."""
+        job = condensation(SMALL_TALK[:turns], "", room=1024, max_tokens=96)
+        assert job is not None
+        sampling = SamplingParams(temperature=0.0, top_p=1.0, top_k=1, max_tokens=96)
+        request = GenerationRequest(embedded_engine.model, job.messages, sampling, 2048, think=False)
+        told: list[str] = []
+        await embedded_engine.generate(request, Sink(lambda delta: told.append(delta.text), []))
+        answer = "".join(told)
+        print(f"\nof {turns} turns: {answer!r}")
+        assert "question" in answer or "answer" in answer.lower(), "the model has become better: find another test"
+        assert "" == cleaned(answer, job)
 
     async def test_reading_ahead_leaves_little_to_read(self, embedded_engine: LlamaCppEngine) -> None:
         """From turn to turn only what is new is evaluated, and after a partial message less; the times are printed."""

@@ -106,11 +106,12 @@ DINNER_ZH = [
         (DINNER, "", "17 times 3 is 51. Do you want me to multiply more?"),
         (DINNER_ZH, "", "十七乘三等于五十一。"),
         (DINNER[-1:], "They planned a dinner for Orla.", "The answer is 51."),
+        (DINNER[:3], "", "You said that your sister is a nurse."),
         (DINNER, "", "I would be glad to help you with that!"),
     ],
 )
 def test_an_answer_to_the_user_is_no_summary(turns: list[Turn], before: str, text: str) -> None:
-    """A model that answers the last question instead of condensing speaks of nothing that was said before it."""
+    """A model that answers a question instead of condensing speaks of nothing else that was said."""
     assert "" == cleaned(text, _job(turns, before))
 
 
