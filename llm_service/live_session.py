@@ -146,6 +146,11 @@ class LiveSession:
         """Whether something is still being spoken."""
         return self._speaking is not None and self._speaking.busy
 
+    @property
+    def _sounds(self) -> bool:
+        """Whether something is still being heard, or will be."""
+        return self._speaking is not None and self._speaking.sounds
+
     # Connections
 
     def attach(self, listener: Listener) -> None:
@@ -197,7 +202,7 @@ class LiveSession:
     def receive(self, event: ClientMessage, now: float) -> None:
         """Take what the client said."""
         self.count_sent()
-        self.carry_out(self.session.receive(event, now))
+        self.carry_out(self.session.receive(event, now, sounds=self._sounds))
 
     def count_sent(self) -> None:
         """Bring the count of events that the client was sent up to date."""

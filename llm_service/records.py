@@ -38,6 +38,7 @@ class EndedResponse(msgspec.Struct):
     chars: int
     heard: int | None
     interrupted: bool
+    silenced: bool = False
 
 
 class SessionRecord(msgspec.Struct):

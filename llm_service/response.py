@@ -17,6 +17,16 @@ class SpokenChunk:
     chunk: Chunk
     offset: int
 
+    @property
+    def start(self) -> int:
+        """Where it begins in the answer."""
+        return self.offset + self.chunk.start
+
+    @property
+    def end(self) -> int:
+        """Where it ends in the answer."""
+        return self.offset + self.chunk.end
+
     def heard(self, chars: int) -> int:
         """Return how much of the answer was heard when so many characters of the chunk were."""
         return self.offset + self.chunk.response_chars(chars)
@@ -37,6 +47,7 @@ class Response:
     pieces: list[str] = field(default_factory=list)  # since the last tools were asked for
     times: list[float] = field(default_factory=list)  # of every delta since then, reasoning included
     interrupted: bool = False
+    silenced: bool = False  # its playback was stopped, by a client that may tell yet how far it had got
     heard: int | None = None  # characters of the whole answer that were played; None: nobody told
     uncounted: UserMessage | None = None  # what it answers, while the engine counts its tokens
     tools_at: float | None = None  # when tools were asked for whose results are awaited
@@ -55,6 +66,16 @@ class Response:
     def chars(self) -> int:
         """The length of the whole answer so far."""
         return self.earlier_chars + len(self.text)
+
+    @property
+    def heard_end(self) -> int | None:
+        """What was played of the answer, in characters, with what follows that is for nobody's ear: code, an emoji."""
+        end = self.heard
+        if end:
+            for spoken in self.chunks.values():
+                if not spoken.chunk.text and spoken.start == end:
+                    end = spoken.end
+        return end
 
     def held(self, usage: Usage | None) -> Usage | None:
         """Return the count of what stays in the history: reasoning is generated, and then in no prompt."""

@@ -93,15 +93,15 @@ class Session(Turns):
         self._greeted = True
         return self._activate(SessionConfig(), now)
 
-    def receive(self, event: events.ClientMessage, now: float) -> list[Effect]:
-        """Take what the client said."""
+    def receive(self, event: events.ClientMessage, now: float, *, sounds: bool = False) -> list[Effect]:
+        """Take what the client said; `sounds` says that it still hears an answer."""
         self._active_at = now
         self.counters.messages_received += 1
         match event:
             case events.StartSession():
                 return self._start(event, now)
             case events.UserMessage():
-                return self._user_message(event, now)
+                return self._user_message(event, now, sounds=sounds)
             case events.UpdateConfig():
                 return self._update_config(event, now)
             case events.Cancel():
@@ -187,7 +187,7 @@ class Session(Turns):
             conversation=self._conversation.record(),
             ended=None
             if ended is None
-            else EndedResponse(ended.number, ended.id, ended.chars, ended.heard, ended.interrupted),
+            else EndedResponse(ended.number, ended.id, ended.chars, ended.heard_end, ended.interrupted, ended.silenced),
             replay=replay,
             chunks=self._chunks,
         )
@@ -219,6 +219,7 @@ class Session(Turns):
             ended = record.ended
             session._ended = Response(ended.number, session._choices, ended.id, now, earlier_chars=ended.chars)
             session._ended.heard, session._ended.interrupted = ended.heard, ended.interrupted
+            session._ended.silenced = ended.silenced
         return session
 
     # Client events, one method each
@@ -236,10 +237,10 @@ class Session(Turns):
             self._begin(config, now)
         return effects + self._activate(config, now, resumed=resumed)
 
-    def _user_message(self, event: events.UserMessage, now: float) -> list[Effect]:
+    def _user_message(self, event: events.UserMessage, now: float, *, sounds: bool) -> list[Effect]:
         if self._refusing is not None:
             return [self._error(self._refusing, id=event.id)]
-        return self._ensure_active(now) + self._message(event, now)
+        return self._ensure_active(now) + self._message(event, now, sounds=sounds)
 
     def _update_config(self, event: events.UpdateConfig, now: float) -> list[Effect]:
         effects = self._ensure_active(now)

@@ -88,6 +88,11 @@ class Speaking:
         """Whether something is spoken, or waits to be."""
         return self._forwarder.busy
 
+    @property
+    def sounds(self) -> bool:
+        """Whether the client still hears something, or will, as far as can be told from here."""
+        return self._forwarder.busy or self._forwarder.ahead > 0
+
     def begin(self, number: int, how: SpeechChoices) -> Callable[[str], None]:
         """Speak this response; returns what sends its text on, and cuts it meanwhile."""
         if number != self._number:

@@ -151,9 +151,8 @@ class Turns:
         if response is None or response.number != number:
             return None
         self._chunks += 1
-        offset = response.earlier_chars
-        response.chunks[self._chunks] = SpokenChunk(chunk, offset)
-        return events.Chunk(id=self._chunks, text=chunk.text, start=offset + chunk.start, end=offset + chunk.end)
+        spoken = response.chunks[self._chunks] = SpokenChunk(chunk, response.earlier_chars)
+        return events.Chunk(id=self._chunks, text=chunk.text, start=spoken.start, end=spoken.end)
 
     def counted(self, number: int, tokens: int | None, now: float) -> list[Effect]:
         """Take the engine's count of the running response's message; None: it could not count after all."""
@@ -268,10 +267,10 @@ class Turns:
 
     # Client events, one method each
 
-    def _message(self, event: events.UserMessage, now: float) -> list[Effect]:
-        """Take what the user said."""
+    def _message(self, event: events.UserMessage, now: float, *, sounds: bool) -> list[Effect]:
+        """Take what the user said; `sounds` says that an answer is still being heard."""
         if self._response is None:
-            return self._barge_in() + self._respond(event, now)
+            return self._barge_in(sounds=sounds) + self._respond(event, now)
         match self._choices.on_busy:
             case "interrupt":
                 return self._stop_all() + self._respond(event, now)
@@ -283,12 +282,13 @@ class Turns:
                 )
                 return [self._error(error, id=event.id)]
 
-    def _barge_in(self) -> list[Effect]:
+    def _barge_in(self, *, sounds: bool) -> list[Effect]:
         """Stop what is still spoken of an answer whose text is whole, since the user speaks; but not under `queue`."""
-        if self._choices.on_busy == "interrupt":
-            self._cut_short()
-        if not self._chunks or self._choices.on_busy == "queue":
+        if self._choices.on_busy == "queue":
             return []
+        # A client with a voice of its own that does not ask to interrupt may send its last ack before it is over.
+        if sounds or self._choices.on_busy == "interrupt":
+            self._cut_short()
         return self._silenced()
 
     def _enqueue(self, event: events.UserMessage) -> list[Effect]:
@@ -320,8 +320,8 @@ class Turns:
                 return []  # of an answer that another has followed meanwhile
             heard = spoken.heard(event.chars)
         response.heard = heard
-        if response.interrupted:
-            self._conversation.cut(heard)
+        if response.interrupted or response.silenced:
+            self._cut_heard(response)
         return []
 
     def _partial_message(self, event: events.PartialMessage) -> list[Effect]:
@@ -464,9 +464,8 @@ class Turns:
         if response.uncounted is not None and not self._open_uncounted(response, response.uncounted):
             return [Stop(response.number)]
         self._conversation.commit(response.text, interrupted=True)
-        if response.heard is not None:
-            self._conversation.cut(response.heard)
         response.interrupted = True
+        self._cut_heard(response)
         self._ended = response
         self.counters.tokens_generated += response.deltas  # the engine was not asked for its count
         return [Stop(response.number), *self._dropped()]
@@ -483,10 +482,17 @@ class Turns:
     def _cut_short(self) -> None:
         """Take the end of a playback for the end of an answer that was whole already."""
         response = self._ended
-        if response is not None and not response.interrupted and response.heard is not None:
-            response.interrupted = response.heard < response.chars
-            if response.interrupted:
-                self._conversation.cut(response.heard)
+        if response is not None:
+            response.silenced = True
+            self._cut_heard(response)
+
+    def _cut_heard(self, response: Response) -> None:
+        """Let the newest turn end where it was heard, if that is told and is not all of an answer that was whole."""
+        heard = response.heard_end
+        if heard is None or not (response.interrupted or heard < response.chars):
+            return
+        response.interrupted = True
+        self._conversation.cut(heard)
 
     def _stop_all(self) -> list[Effect]:
         """Stop the running response and forget the waiting messages; [] when there was neither."""

@@ -403,6 +403,26 @@ def test_an_answer_heard_whole_is_not_cut() -> None:
         assert [("one", "Hel", False)] == _history(session)
 
 
+def test_an_ack_behind_the_cancel_of_a_playback_counts() -> None:
+    """The text was whole, its sound was not: what the client tells of it afterwards is where the answer ends."""
+    session = _busy()
+    session.finished(1, STOPPED, 3.0)
+    session.receive(Cancel(), 3.1)
+    session.receive(Played(chars=2), 3.2)
+    assert [("one", "He", True)] == _history(session)
+    session.receive(Played(chars=3), 3.3)
+    assert [("one", "Hel", True)] == _history(session)
+
+
+def test_an_ack_of_all_behind_a_cancel_cuts_nothing() -> None:
+    """Who cancels what was over, and says so, interrupted nothing."""
+    session = _busy()
+    session.finished(1, STOPPED, 3.0)
+    session.receive(Cancel(), 3.1)
+    session.receive(Played(chars=3), 3.2)
+    assert [("one", "Hel", False)] == _history(session)
+
+
 def test_unknown_chunk() -> None:
     """A chunk that was never sent is an error; an ack of nothing is none."""
     assert "unknown_chunk" == _error(_busy().receive(Played(chunk=3, chars=1), 2.5)).error.code
@@ -1198,6 +1218,78 @@ class TestSpeech:
 
         assert isinstance(ask, Generate)
         assert "**Good** mor" == ask.request.messages[2].content
+
+    @pytest.mark.parametrize(
+        ("sounds", "kept"), [(True, "**Good** mor"), (False, "**Good** morning.")], ids=["still heard", "over"]
+    )
+    def test_speaking_over_the_sound_is_an_interruption(self, sounds: bool, kept: str) -> None:
+        """Without `on_busy` a message stops the sound: if it is not over, the answer ends where it was heard."""
+        session, number = _speaking()
+        session.cut(number, BOLD)
+        session.finished(number, STOPPED, 3.0)
+        session.receive(Played(chunk=1, chars=8), 4.0)
+
+        *_, ask = session.receive(UserMessage(text="Stop"), 5.0, sounds=sounds)
+
+        assert isinstance(ask, Generate)
+        assert kept == ask.request.messages[2].content
+
+    def test_under_queue_the_sound_is_not_interrupted(self) -> None:
+        """The next answer is heard behind this one, of which nothing is cut."""
+        session, number = _speaking(on_busy="queue")
+        session.cut(number, BOLD)
+        session.finished(number, STOPPED, 3.0)
+        session.receive(Played(chunk=1, chars=8), 4.0)
+
+        *_, ask = session.receive(UserMessage(text="And then?"), 5.0, sounds=True)
+
+        assert isinstance(ask, Generate)
+        assert "**Good** morning." == ask.request.messages[2].content
+
+    @pytest.mark.parametrize(
+        ("chars", "kept"),
+        [(0, ""), (12, "**Good** morning"), (13, "**Good** morning.```x``` 🙂"), (99, "**Good** morning.```x``` 🙂")],
+    )
+    @pytest.mark.parametrize("whole", [True, False], ids=["text whole", "text cut off"])
+    @pytest.mark.parametrize("first", [True, False], ids=["ack first", "cancel first"])
+    def test_what_is_for_nobodys_ear_is_heard_with_what_is_before_it(
+        self, first: bool, whole: bool, chars: int, kept: str
+    ) -> None:
+        """A code block or an emoji behind the last words that were heard stays in the history, in whatever order."""
+        session, number = _speaking()
+        say(session, number, Delta("```x``` 🙂"), 2.1)
+        for chunk in (BOLD, Chunk(1, "", 17, 25), Chunk(2, "", 25, 26)):
+            session.cut(number, chunk)
+        if whole:
+            session.finished(number, STOPPED, 3.0)
+        else:
+            say(session, number, Delta(" And more."), 2.2)
+
+        for event in (Played(chunk=1, chars=chars), Cancel()) if first else (Cancel(), Played(chunk=1, chars=chars)):
+            session.receive(event, 4.0)
+
+        last = session.conversation.last
+        assert last is not None
+        assert (kept, not whole or chars < 13) == (last.answer, last.interrupted)
+
+    def test_spans_behind_a_tool_step_count_from_the_beginning_of_the_answer(self) -> None:
+        """What was said before the calls stands before the chunks that follow them, told and led back alike."""
+        session = _session()
+        session.receive(StartSession(config=SPOKEN.model_copy(update={"tools": TOOLS})), 0.0)
+        session.receive(UserMessage(text="Hello"), 1.0)
+        say(session, 1, Delta("Let me see."), 2.0)
+        session.cut(1, Chunk(0, "Let me see.", 0, 11, pieces=((11, 11),)))
+        session.finished(1, Finish("tool_calls", Usage(10, 4), CALLS[:1]), 3.0)
+        session.receive(ToolResult(id=FIRST, content="4"), 3.5)
+        say(session, 1, Delta("**Good** morning."), 4.0)
+
+        assert events.Chunk(id=2, text="Good morning.", start=11, end=28) == session.cut(1, BOLD)
+        session.receive(Played(chunk=2, chars=4), 5.0)
+        session.receive(Cancel(), 5.1)
+
+        last = session.conversation.last
+        assert last is not None
+        assert (["Let me see."], "**Good") == ([step.text for step in last.steps], last.answer)
 
     def test_a_session_that_speaks_nothing_has_no_more_effects(self) -> None:
         """Without speech a cancel, a message and an end are what they were."""

@@ -66,6 +66,7 @@ class Answer:
     heard: int | None = None
     asked: int = 0  # characters of the last prompt
     stopped: bool = False
+    silenced: bool = False  # its playback was stopped, however far it had got
     terminal: int = 0
     cut: int = 0  # characters that chunks were made of
 
@@ -152,6 +153,8 @@ class SessionMachine(RuleBasedStateMachine):
         (event,) = self._carry_out(self.session.receive(events.Cancel(), self._tick()))
         assert isinstance(event, events.Cancelled)
         assert busy == event.success
+        if not busy and self.client.ended is not None:
+            self.client.ended.silenced = True
         if not busy and cut_short:
             self._stop_hearing()
 
@@ -172,6 +175,8 @@ class SessionMachine(RuleBasedStateMachine):
         if newest is None or of not in (None, newest):
             return
         newest.heard = chars
+        if client.running is None and newest.silenced and client.cut_short:
+            newest.stopped = True
         if newest.stopped and client.running is None:
             client.history[-1] = newest.kept
 

@@ -477,10 +477,14 @@ async def test_a_queued_message_waits_for_no_silence(tts: FakeServer) -> None:
     assert {chunk["id"] for chunk in heard.chunks} == set(spoken)
 
 
-async def test_an_ack_of_a_chunk_moves_the_end(tts: FakeServer) -> None:
-    """What was heard of a chunk, mapped back to the answer's own characters, is what stays in the history."""
+@pytest.mark.parametrize("order", [("played", "cancel"), ("cancel", "played"), ("played",)], ids="-".join)
+async def test_an_ack_of_a_chunk_moves_the_end(tts: FakeServer, order: tuple[str, ...]) -> None:
+    """What was heard of a chunk, mapped back to the answer's own characters, is what stays in the history.
+
+    Whether the client stops the sound itself, or by its next message, which needs no `on_busy` for that.
+    """
     scripted = engine()
-    tts.answer = Slow(pieces=5)
+    tts.answer = Slow(pieces=10_000)
     async with speaking(tts, scripted) as live, live.connect() as socket:
         await begin(socket)
         await send(socket, "user_message", text="Hello")
@@ -490,14 +494,34 @@ async def test_an_ack_of_a_chunk_moves_the_end(tts: FakeServer) -> None:
                 heard.take(await socket.recv())
         marked = next(chunk for chunk in heard.chunks if "This" in chunk["text"])
         said = marked["text"].index("This") + len("This is")
-        await send(socket, "played", chunk=marked["id"], chars=said)
-        await send(socket, "cancel")
+        fields = {"played": {"chunk": marked["id"], "chars": said}}
+        for what in order:
+            await send(socket, what, **fields.get(what, {}))
         await send(socket, "user_message", text="Go on")
         async with asyncio.timeout(20):
             while len(scripted.requests) < 2:
                 heard.take(await socket.recv())
 
     assert ("assistant", ANSWER[: ANSWER.index(" the second")]) == history(scripted)[1]
+
+
+@pytest.mark.parametrize("busy", ["interrupt", "reject", "queue"])
+async def test_an_answer_heard_whole_keeps_its_code(tts: FakeServer, busy: str) -> None:
+    """What is for nobody's ear at its end is in the history, though no ack can tell of it."""
+    answer = "Here is the code.\n\n```python\nprint(1)\n```"
+    scripted = engine(answer)
+    async with speaking(tts, scripted) as live, live.connect() as socket:
+        await start(socket, speech=SPEECH, events=["chunk", "audio"], on_busy=busy)
+        await send(socket, "user_message", text="Hello")
+        heard = await hear(socket)
+        for chunk in heard.chunks:
+            if chunk["text"]:
+                await send(socket, "played", chunk=chunk["id"], chars=len(chunk["text"]))
+        await send(socket, "user_message", text="Explain that")
+        await hear(socket)
+
+    assert "" == heard.chunks[-1]["text"]
+    assert ("assistant", answer) == history(scripted)[1]
 
 
 async def test_an_ack_of_a_chunk_that_was_never_sent(tts: FakeServer) -> None:
