@@ -15,44 +15,62 @@ OnChunk = Callable[[Utterance], Awaitable[None] | None]
 
 # Seconds that one call may take, if it is asynchronous; one that is not must not wait for anything.
 HOOK_TIMEOUT = 5.0
-# Chunks that wait for the calls before them, of all sessions; past that they are not offered.
-MAX_OFFERED = 1024
+# Chunks of a session that wait for the calls before them; past that they are not offered.
+MAX_OFFERED = 256
+# Seconds that calls have to end in when the service does.
+CLOSE_TIMEOUT = 2.0
 
 _log = structlog.get_logger(__name__)
 
 
 class ChunkHook:
-    """Calls the hook with one chunk after the other, in their order, beside everything else.
+    """Calls the hook with a session's chunks, one after the other in their order, beside everything else.
 
-    What it raises, or is too slow for, is logged and counted, and nothing else.
+    What it raises, or is too slow for, is logged and counted, and nothing else. Sessions do not wait for each other.
     """
 
     def __init__(self, on_chunk: OnChunk, metrics: SpeechMetrics) -> None:
         self._on_chunk = on_chunk
         self._metrics = metrics
-        self._offered: deque[Utterance] = deque()
-        self._calling: asyncio.Task[None] | None = None
+        # Of the sessions that it is being called for: what waits, and what calls it.
+        self._waiting: dict[str, deque[Utterance]] = {}
+        self._calling: set[asyncio.Task[None]] = set()
 
     def offer(self, chunk: Utterance) -> None:
         """Have the hook called with a chunk, soon; never waits."""
-        if len(self._offered) >= MAX_OFFERED:
+        waiting = self._waiting.get(chunk.session_id)
+        if waiting is None:
+            waiting = self._waiting[chunk.session_id] = deque()
+            task = asyncio.get_running_loop().create_task(self._call_all(chunk.session_id, waiting))
+            self._calling.add(task)
+            task.add_done_callback(self._calling.discard)
+        if len(waiting) >= MAX_OFFERED:
             self._metrics.count_hook_drop()
-            return
-        self._offered.append(chunk)
-        if self._calling is None:
-            self._calling = asyncio.get_running_loop().create_task(self._call_all())
+        else:
+            waiting.append(chunk)
+
+    def drop(self, session_id: str) -> None:
+        """Forget what waits of a session: nobody listens to it any more. A call that runs goes on."""
+        if (waiting := self._waiting.get(session_id)) is not None:
+            waiting.clear()
 
     async def aclose(self) -> None:
-        """Stop calling it."""
-        self._offered.clear()
-        if self._calling is not None:
-            self._calling.cancel()
-            await asyncio.gather(self._calling, return_exceptions=True)
+        """Stop calling it; a call that refuses to be cancelled is left behind after CLOSE_TIMEOUT."""
+        for waiting in self._waiting.values():
+            waiting.clear()
+        for task in self._calling:
+            task.cancel()
+        if self._calling:
+            _, left = await asyncio.wait(self._calling, timeout=CLOSE_TIMEOUT)
+            if left:
+                _log.warning("on_chunk_does_not_end", calls=len(left))
 
-    async def _call_all(self) -> None:
-        while self._offered:
-            await self._call(self._offered.popleft())
-        self._calling = None
+    async def _call_all(self, session_id: str, waiting: deque[Utterance]) -> None:
+        try:
+            while waiting:
+                await self._call(waiting.popleft())
+        finally:
+            del self._waiting[session_id]
 
     async def _call(self, chunk: Utterance) -> None:
         try:
@@ -60,7 +78,15 @@ class ChunkHook:
             if inspect.isawaitable(returned):
                 async with asyncio.timeout(HOOK_TIMEOUT):
                     await returned
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            self._failed(error)  # it waited for something that somebody else cancelled
         except Exception as error:  # noqa: BLE001 - whatever a stranger's function raises
-            # Its words may hold the text.
-            _log.warning("on_chunk_failed", error=type(error).__name__)
-            self._metrics.count_hook_drop()
+            self._failed(error)
+
+    def _failed(self, error: BaseException) -> None:
+        # Its words may hold the text.
+        _log.warning("on_chunk_failed", error=type(error).__name__)
+        self._metrics.count_hook_drop()

@@ -57,6 +57,7 @@ class Speaking:
         "_number",
         "_outbox",
         "_session",
+        "_session_id",
         "_started",
         "_tell",
     )
@@ -65,6 +66,7 @@ class Speaking:
         self, session: Session, outbox: Outbox, desk: SpeechDesk, spawn: Spawn, tell: Callable[[SpeechError], None]
     ) -> None:
         self._session = session
+        self._session_id = session.id  # of the response that is spoken; the session may have begun anew since
         self._outbox = outbox
         self._desk = desk
         self._tell = tell
@@ -98,7 +100,7 @@ class Speaking:
         if number != self._number:
             self._number, self._started = number, monotonic()
             self._first, self._heard = 0, False
-        self._how = how
+        self._how, self._session_id = how, self._session.id
         chunker = self._chunker = Chunker(self._desk.rules, language=how.language, pacing=_PACING)
         write = self._outbox.say
 
@@ -129,6 +131,8 @@ class Speaking:
         self._chunker = None
         self._cancel_due()
         self._forwarder.hush()
+        if self._desk.hook is not None:
+            self._desk.hook.drop(self._session_id)
 
     # Of the forwarder
 
@@ -224,7 +228,7 @@ class Speaking:
             id=chunk.id,
             start=chunk.start,
             end=chunk.end,
-            session_id=self._session.id,
+            session_id=self._session_id,
             turn=self._number,
             final=final,
             chosen=how.chosen,

@@ -16,16 +16,16 @@ class Heard:
         self.registry = CollectorRegistry()
         self.hook = ChunkHook(on_chunk, SpeechMetrics(self.registry))
 
-    def offer(self, *numbers: int) -> None:
+    def offer(self, *numbers: int, session: str = "one") -> None:
         for number in numbers:
-            self.hook.offer(Utterance(text=f"chunk {number}", id=number))
+            self.hook.offer(Utterance(text=f"chunk {number}", id=number, session_id=session))
 
     def dropped(self) -> float:
         return self.registry.get_sample_value("fasttalk_speech_hook_drops_total") or 0.0
 
     async def until_called(self) -> None:
         async with asyncio.timeout(10):
-            while self.hook._calling is not None:
+            while self.hook._calling:
                 await asyncio.sleep(0.001)
 
 
@@ -93,3 +93,95 @@ async def test_it_ends_with_the_service() -> None:
     await heard.hook.aclose()
 
     assert {asyncio.current_task()} == asyncio.all_tasks()
+
+
+async def test_a_cancel_of_its_own_is_its_failure_alone() -> None:
+    """A hook that waits for what somebody else cancelled has failed at that chunk; the next is offered."""
+    got: list[int] = []
+
+    async def waits_for_the_cancelled(chunk: Utterance) -> None:
+        got.append(chunk.id)
+        if chunk.id == 1:
+            other = asyncio.create_task(asyncio.Event().wait())
+            other.cancel()
+            await other
+
+    heard = Heard(waits_for_the_cancelled)
+    heard.offer(1, 2)
+    await heard.until_called()
+    heard.offer(3)
+    await heard.until_called()
+
+    assert [1, 2, 3] == got
+    assert 1 == heard.dropped()
+
+
+async def test_one_session_waits_for_no_other() -> None:
+    """A call that hangs holds up the chunks of its own session alone."""
+    got: list[str] = []
+    whole = asyncio.Event()
+
+    async def hangs_for_one(chunk: Utterance) -> None:
+        got.append(f"{chunk.session_id} {chunk.id}")
+        if chunk.session_id == "two" and chunk.id == 2:
+            whole.set()
+        if chunk.session_id == "one":
+            await asyncio.Event().wait()
+
+    heard = Heard(hangs_for_one)
+    heard.offer(1, 2)
+    heard.offer(1, 2, session="two")
+    async with asyncio.timeout(10):
+        await whole.wait()
+    await heard.hook.aclose()
+
+    assert ["one 1", "two 1", "two 2"] == got
+
+
+async def test_what_nobody_listens_to_is_dropped() -> None:
+    """Of that session, while others go on; what comes later is offered again."""
+    got: list[str] = []
+    go_on = asyncio.Event()
+
+    async def waits(chunk: Utterance) -> None:
+        got.append(f"{chunk.session_id} {chunk.id}")
+        await go_on.wait()
+
+    heard = Heard(waits)
+    for session in ("one", "two"):
+        heard.offer(1, 2, session=session)
+    while len(got) < 2:
+        await asyncio.sleep(0)
+    heard.hook.drop("one")
+    heard.hook.drop("nobody")
+    heard.offer(3)
+    go_on.set()
+    await heard.until_called()
+
+    assert ["one 1", "one 3", "two 1", "two 2"] == sorted(got)
+    assert 0 == heard.dropped()
+
+
+async def test_closing_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that refuses to be cancelled is left behind."""
+    monkeypatch.setattr(module, "CLOSE_TIMEOUT", 0.01)
+    end, ended = asyncio.Event(), asyncio.Event()
+
+    async def stubborn(chunk: Utterance) -> None:
+        while not end.is_set():
+            try:
+                await end.wait()
+            except asyncio.CancelledError:
+                continue
+        ended.set()
+
+    heard = Heard(stubborn)
+    heard.offer(1, 2)
+    await asyncio.sleep(0)
+
+    async with asyncio.timeout(10):
+        await heard.hook.aclose()
+        assert not ended.is_set()
+        end.set()
+        await ended.wait()
+        await heard.until_called()

@@ -677,6 +677,36 @@ async def test_the_hook_gets_every_chunk(tts: FakeServer) -> None:
     assert [*[False] * (len(got) - 1), True] == [chunk.final for chunk in got]
 
 
+@pytest.mark.parametrize("how", ["user_message", "cancel", "start_session"])
+async def test_a_barge_in_drops_what_waits_for_the_hook(how: str) -> None:
+    """Of an answer that nobody listens to any more `on_chunk` hears nothing more; the next one it hears again."""
+    got: list[tuple[int, int]] = []
+    go_on = asyncio.Event()
+
+    async def on_chunk(chunk: Utterance) -> None:
+        got.append((chunk.turn, chunk.id))
+        await go_on.wait()
+
+    async with live_service(engine(), on_chunk=on_chunk) as live, live.connect() as socket:
+        await begin(socket, events=("chunk",))
+        await send(socket, "user_message", text="Hello")
+        heard = await hear(socket, silent=True)
+        if how == "cancel":
+            await send(socket, "cancel")
+            assert not (await receive(socket))["success"]
+        elif how == "start_session":
+            await begin(socket, events=("chunk",))
+        await send(socket, "user_message", text="Stop")
+        again = await hear(socket, silent=True)
+        go_on.set()
+        async with asyncio.timeout(10):
+            while len(got) < 1 + len(again.chunks):
+                await asyncio.sleep(0.001)
+
+    assert len(heard.chunks) > 1
+    assert sorted([(1, 1), *((2, chunk["id"]) for chunk in again.chunks)]) == sorted(got)
+
+
 async def test_a_webhook_gets_every_chunk_and_the_end() -> None:
     """A client that takes no audio has its chunks handed on, signed; a response's end is marked, once."""
     async with fake_server() as hook:
