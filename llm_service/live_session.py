@@ -37,7 +37,7 @@ from llm_service.summary import Condensation
 # Whatever else a client may be told of events it cannot be sent.
 NO_LAST_SEQ = "last_seq was not given: events that were missed are not sent again; the conversation goes on"
 MISSED_TOO_MUCH = "events behind last_seq are not kept any more; the conversation goes on without them"
-CRASHED = "what was said last was lost with the process that said it; the conversation goes on from before, ask again"
+CRASHED = "the process that had the session ended without handing it over; the conversation goes on as it was kept"
 NEVER_SENT = "last_seq is past the last event that is known of the session; the conversation goes on from there"
 
 _log = structlog.get_logger(__name__)

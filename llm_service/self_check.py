@@ -16,6 +16,7 @@ from llm_service.generation import Delta, GenerationRequest, Message, SamplingPa
 from llm_service.speech import open_speech
 from llm_service.speech.base import Utterance
 from llm_service.speech_metrics import SpeechMetrics
+from llm_service.stores import open_store
 
 QUESTION = "Say hello in one short sentence."
 MAX_TOKENS = 24
@@ -53,7 +54,20 @@ async def self_check(settings: Settings, console: Console) -> bool:
             _say(console, False, f"generation: no answer within {TIMEOUT:g} seconds; try a smaller model")
             return False
     _say(console, said is not None, f"generation: {said or 'the model said nothing; try another one'}")
-    return await _speech_is_fine(settings, console) and said is not None
+    fine = [said is not None, await _store_is_fine(settings, console), await _speech_is_fine(settings, console)]
+    return all(fine)
+
+
+async def _store_is_fine(settings: Settings, console: Console) -> bool:
+    """Open the store of SESSION_STORE; returns whether it can be had."""
+    try:
+        store = await open_store(settings)
+    except FastTalkError as error:
+        _say(console, False, f"store: {error.message}")
+        return False
+    await store.aclose()
+    _say(console, True, f"store: {settings.session_store}")
+    return True
 
 
 async def _speech_is_fine(settings: Settings, console: Console) -> bool:

@@ -3,10 +3,11 @@
 import contextlib
 from collections.abc import AsyncIterator
 
+import structlog
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
-from llm_service import __version__
+from llm_service import __version__, log
 from llm_service.api import health, llm_socket, tts_info
 from llm_service.chunk_hook import OnChunk
 from llm_service.config import Settings
@@ -20,8 +21,11 @@ def create_app(settings: Settings, *, on_chunk: OnChunk | None = None) -> FastAP
     `on_chunk` gets each chunk of the sessions that are spoken (`config.speech`): a function, `async` or not.
 
     Any ASGI server can run it; `llm_service.serving` runs it under uvicorn with the limits that the service
-    promises.
+    promises. The log is set up by the settings, which keep what users say out of it, unless structlog is
+    configured already.
     """
+    if not structlog.is_configured():
+        log.configure(settings.log_level, settings.log_format, settings.log_path, log_prompts=settings.log_prompts)
     return create_app_for(Service(settings, on_chunk=on_chunk))
 
 

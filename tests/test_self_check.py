@@ -1,6 +1,7 @@
 """`python main.py test`: what it says of engines that work and of those that do not."""
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -36,13 +37,13 @@ async def checked(
 
 
 async def test_fine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Configuration, device, engine, model and one generation are said, a line each, and the engine is closed."""
+    """Configuration, device, engine, model, one generation and the store are said, a line each; all is closed."""
     fine, lines = await checked(ScriptedEngine(lambda _: ["Hel", "lo"], models=()), monkeypatch)
     assert fine
-    assert ["✓"] * 5 == [line[0] for line in lines]
-    subjects = ["configuration", "device", "engine", "model", "generation"]
+    assert ["✓"] * 6 == [line[0] for line in lines]
+    subjects = ["configuration", "device", "engine", "model", "generation", "store"]
     assert subjects == [line[2:].partition(":")[0] for line in lines]
-    assert "'Hello' (2 tokens, the first after" in lines[-1]
+    assert "'Hello' (2 tokens, the first after" in lines[-2]
 
 
 async def test_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +71,18 @@ async def test_silence(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_no_words(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that ends without a word is not fine."""
     fine, lines = await checked(ScriptedEngine(lambda _: [], models=()), monkeypatch)
-    assert (False, "✗ generation: the model said nothing; try another one") == (fine, lines[-1])
+    assert (False, "✗ generation: the model said nothing; try another one") == (fine, lines[-2])
+
+
+async def test_a_store_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What would stop the start is found here, with the same words."""
+    broken = tmp_path / "sessions.sqlite3"
+    broken.write_text("this is no database, however long it is" * 20)
+    fine, lines = await checked(
+        ScriptedEngine(lambda _: ["Hello"], models=()), monkeypatch, SESSION_STORE="sqlite", SQLITE_PATH=str(broken)
+    )
+    assert not fine
+    assert lines[-1].startswith("✗ store: ")
 
 
 async def test_speech_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +95,7 @@ async def test_speech_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
     assert fine
-    assert ["✗ TTS 1-opea", "✓ TTS 2-openai", "✓ speech"] == [line.partition(":")[0] for line in lines[5:]]
+    assert ["✗ TTS 1-opea", "✓ TTS 2-openai", "✓ speech"] == [line.partition(":")[0] for line in lines[6:]]
     assert "openai made 0.1 s of audio in" in lines[-1]
 
 
@@ -109,4 +121,4 @@ async def test_the_embedded_engine() -> None:
     output = io.StringIO()
     settings = Settings.load({"LLM_PROVIDER": "llama_cpp", "DEFAULT_CONTEXT_WINDOW": "512", "NUM_THREADS": "1"})
     assert await self_check(settings, Console(file=output))
-    assert 5 == output.getvalue().count("✓")
+    assert 6 == output.getvalue().count("✓")

@@ -12,6 +12,7 @@ from llm_service.devices import Device
 from llm_service.engine_spec import EngineSpec
 from llm_service.engines.base import Engine
 from llm_service.engines.members import MemberEngine, Members
+from llm_service.engines.model_files import BUNDLED_TEMPERATURE
 from llm_service.engines.opened import COUNTING_ANSWERS, OpenedEngine
 from llm_service.errors import EngineError, EngineUnavailable
 
@@ -73,6 +74,9 @@ async def _looked_at(members: list[MemberEngine], settings: Settings, device: De
     if not having:
         told = "; ".join(f"{name}: {problem}" for name, problem in problems.items()) or "they have others"
         raise EngineUnavailable(f"none of the {len(members)} engines of ENGINES has the model {model!r}: {told}")
+    # What the bundled model wants, where no other answers.
+    bundled = not settings.embedded_model_named and all(member.provider == "llama_cpp" for member in having)
+    temperature = BUNDLED_TEMPERATURE if bundled else None
     return OpenedEngine(
         engine=Members(members),
         provider="pool",
@@ -82,6 +86,7 @@ async def _looked_at(members: list[MemberEngine], settings: Settings, device: De
         device=device,
         reason=f"ENGINES names {len(members)}, of which {len(having)} can answer",
         counts_tokens=any([await member.count_tokens(model, "a") is not None for member in having]),
+        temperature=temperature,
         window_enforced=all(
             member.provider in _TOLD or limits.get(member.name, window + 1) == window for member in members
         ),

@@ -40,6 +40,23 @@ def away() -> dict[str, Any]:
     return AWAY | {"url": f"http://127.0.0.1:{free_port()}/v1"}
 
 
+async def test_the_bundled_model_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gets the temperature that it needs, but not beside engines that have models of their own."""
+
+    class Embedded(ScriptedEngine):
+        name = "llama_cpp"
+
+    async def opener(path: Path, **_: Any) -> ScriptedEngine:
+        return Embedded(models=(path.stem,))
+
+    monkeypatch.setattr(LlamaCppEngine, "open", opener)
+    bundled = {"name": "local", "provider": "llama_cpp", "models": ["m"]}
+    said = {"name": "said", "provider": "scripted", "models": ["m"]}
+    for specs, temperature in (([bundled], 0.0), ([bundled, said], None)):
+        async with opening(*specs) as opened:
+            assert temperature == opened.temperature
+
+
 async def test_several_of_different_kinds(fake: FakeServer) -> None:
     """Each is asked for what it has, the window is the smallest, and one that is away is said to be."""
     ollama(fake, "own:latest", "extra", window=4096)
