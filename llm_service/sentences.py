@@ -2,7 +2,7 @@
 
 The first chunk goes at the first clause, the later ones by sentence; while much audio is ahead, sentences are joined.
 A chunk is given as soon as nothing that can still come would change its end. Chunks follow each other without a gap:
-the response is the join of their spans. No clock: the caller says how much audio is ahead.
+the response is the join of their spans. No clock: the caller says how much audio is ahead, and how fast more is made.
 """
 
 import re
@@ -10,33 +10,15 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from llm_service.boundaries import CANDIDATE, Boundary, count_words, is_speakable, judge
+from llm_service.pacing import Pacing, Supply
 from llm_service.speakable import SpeakableText
 from llm_service.speech_rules import Piece, SpeechRules
 
 _STRIDE = 512  # characters of a delta that are looked at in one go
 _MARK_OR_JOINER = re.compile(r"[\u0300-\u036f\u0900-\u0dff\u0e31-\u0e4e\u200c\u200d\ufe0f\udc00-\udfff]")
 _SHORT = 32  # characters of mere marks that are no chunk of their own
+_USUAL_CLAUSE = 60  # characters
 _LONGEST_CLUSTER = 16  # characters that make one on the page
-
-
-@dataclass(frozen=True, slots=True)
-class Pacing:
-    """How large chunks are, and when.
-
-    `first_words`: words that a clause must have to be the first chunk; of Chinese three characters are about two;
-    without any, it ends by `first_longest` characters.
-    `longest`: characters at which a sentence is cut that has no end. `joined`: characters up to which sentences are
-    joined; 0 makes each a chunk. `enough_audio`: seconds of audio ahead above which sentences wait, to be joined.
-    `short_audio`: seconds below which a clause of `clause_words` is given without waiting for its sentence's end.
-    """
-
-    first_words: int = 3
-    first_longest: int = 120
-    longest: int = 300
-    joined: int = 300
-    enough_audio: float = 5.0
-    short_audio: float = 0.5
-    clause_words: int = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,45 +81,52 @@ class Chunker:
         self._ends: deque[int] = deque()  # of sentences, not yet given out
         self._clauses: deque[int] = deque()  # ends of clauses in the sentence that is not over
         self._next_id = 0
+        self._length = 0  # of the last chunk's text
         self._begun = False  # something was given out to be said
         self._ended = 0  # the last end, and whether there's something to say before it
         self._opened = False
         self._position = 0  # in the response
         self._last = False  # nothing more will come
 
-    def feed(self, delta: str, audio_ahead: float | None = None) -> list[Chunk]:
+    def feed(self, delta: str, supply: Supply | None = None) -> list[Chunk]:
         """Take what the engine said; give the chunks that are ready.
 
-        `audio_ahead` is the seconds of audio the listener has yet to hear, what is queued and being made included (an
-        estimate will do); None where nobody knows: then each sentence goes as it ends.
+        `supply`: what the listener has yet to hear; None where nobody knows: then each sentence goes as it ends.
         """
         out: list[Chunk] = []
         for start in range(0, len(delta), _STRIDE):
             self._take(self._speakable.feed(delta[start : start + _STRIDE]))
             self._settle()
-            out += self._ready(None if out else audio_ahead, low=not out and self._is_low(audio_ahead))
+            given = self._ready(supply, low=supply is None and not out)
+            if supply is not None:
+                supply = supply.after(sum(len(chunk.text) for chunk in given))
+            out += given
         return out
 
-    def due(self, audio_ahead: float | None = None) -> list[Chunk]:
+    def due(self, supply: Supply | None = None) -> list[Chunk]:
         """Give what waits, if there is little enough audio ahead: to be asked now and then while no delta comes."""
-        return self._ready(audio_ahead, low=self._is_low(audio_ahead))
+        return self._ready(supply, low=supply is None)
 
-    def finish(self) -> list[Chunk]:
-        """Give all the rest, joined up to the longest chunk: the response is over."""
+    def clause_due(self, supply: Supply) -> float:
+        """Say with how many seconds of audio ahead a clause would be given that is held, or comes."""
+        held = self._clauses[-1] - self._given if self._clauses else 0
+        return supply.ahead - supply.left_after(max(held, _USUAL_CLAUSE)) + self._pacing.short_audio
+
+    def finish(self, supply: Supply | None = None) -> list[Chunk]:
+        """Give all the rest, joined as the audio that is ahead allows: the response is over."""
         self._last = True
         self._take(self._speakable.finish())
         self._settle()
-        out = self._ready(None, low=False)
         if len(self._text) > (self._ends[-1] if self._ends else self._given):
             self._ends.append(len(self._text))
+        out: list[Chunk] = []
         while self._ends:
-            out.append(self._give(self._joined()))
+            chunk = self._give(self._joined(self._most(supply)) if self._begun else self._ends[0])
+            supply = supply.after(len(chunk.text)) if supply is not None else None
+            out.append(chunk)
         if self._pieces:
             out.append(self._give(len(self._text)))
         return out
-
-    def _is_low(self, audio_ahead: float | None) -> bool:
-        return audio_ahead is None or audio_ahead < self._pacing.enough_audio
 
     # ------------------------------------------------------------ taking in
 
@@ -232,28 +221,39 @@ class Chunker:
 
     # ----------------------------------------------------------- giving out
 
-    def _ready(self, audio_ahead: float | None, *, low: bool) -> list[Chunk]:
+    def _ready(self, supply: Supply | None, *, low: bool) -> list[Chunk]:
+        """Give what is full, and with `low`, or little audio ahead, what isn't."""
         out: list[Chunk] = []
         while self._ends:
-            if not self._begun:
-                out.append(self._give(self._ends[0]))
-                continue
-            end = self._joined()
-            if self._ends[-1] == end and self._scanned <= self._given + self._pacing.joined:
-                if low:
-                    out.append(self._give(end))
-                break
-            out.append(self._give(end))
-        short = audio_ahead is not None and audio_ahead < self._pacing.short_audio
-        if self._clauses and short and not out and self._begun:
+            if self._begun:
+                most = self._most(supply)
+                end = self._joined(most)
+                full = self._ends[-1] != end or self._scanned > self._given + most
+                if not (full or low or (supply is not None and supply.ahead < self._pacing.enough_audio)):
+                    break
+            else:
+                end = self._ends[0]
+            chunk = self._give(end)
+            supply = supply.after(len(chunk.text)) if supply is not None else None
+            out.append(chunk)
+        if self._clauses and supply is not None and not out and self._begun:
             clause = self._clauses[-1]  # it may have been given out already: then it has no words
-            if count_words(self._text[self._given : clause]) >= self._pacing.clause_words:
+            short = supply.left_after(clause - self._given) < self._pacing.short_audio
+            if short and count_words(self._text[self._given : clause]) >= self._pacing.clause_words:
                 out.append(self._give(clause))
         return out
 
-    def _joined(self) -> int:
-        """The last end that fits into one chunk."""
-        fitting = [end for end in self._ends if end - self._given <= self._pacing.joined]
+    def _most(self, supply: Supply | None) -> int:
+        """Up to how many characters sentences are joined now."""
+        pacing = self._pacing
+        if supply is None:
+            return pacing.joined
+        grown = max(pacing.first_longest, int(pacing.growth * self._length))
+        return supply.most(min(pacing.joined, grown))
+
+    def _joined(self, most: int) -> int:
+        """The last end that fits into one chunk of so many characters."""
+        fitting = [end for end in self._ends if end - self._given <= most]
         return fitting[-1] if fitting else self._ends[0]
 
     def _give(self, end: int) -> Chunk:
@@ -267,7 +267,7 @@ class Chunker:
             text = ""
         chunk = Chunk(self._next_id, text, start, self._position, len(said) - len(said.lstrip()), pieces)
         self._next_id += 1
-        self._begun = self._begun or bool(text)
+        self._begun, self._length = self._begun or bool(text), len(text)
         self._given = end
         self._forget()
         return chunk

@@ -12,7 +12,8 @@ from llm_service.chunk_hook import ChunkHook
 from llm_service.errors import SpeechError, SpeechFailed
 from llm_service.events import Audio
 from llm_service.outbox import Outbox
-from llm_service.sentences import Chunk, Chunker, Pacing
+from llm_service.pacing import Pacing, Supply
+from llm_service.sentences import Chunk, Chunker
 from llm_service.session import Session
 from llm_service.speech.base import Utterance
 from llm_service.speech.endpoints import Endpoints
@@ -108,7 +109,7 @@ class Speaking:
             write(text)
             if self._chunker is chunker:
                 try:
-                    chunks = chunker.feed(text, self._expected())
+                    chunks = chunker.feed(text, self._supply())
                     if chunks:
                         self._take(chunks)
                 except Exception:  # noqa: BLE001 - see `_crashed`
@@ -122,7 +123,7 @@ class Speaking:
         self._cancel_due()
         if chunker is not None:
             try:
-                self._take(chunker.finish(), final=final)
+                self._take(chunker.finish(self._supply()), final=final)
             except Exception:  # noqa: BLE001 - see `_crashed`
                 self._crashed()
 
@@ -157,26 +158,29 @@ class Speaking:
 
     # Chunks
 
-    def _expected(self) -> float | None:
-        """Seconds of audio the client has yet to hear; None where it hears none from here."""
-        return self._forwarder.expected if self._how is not None and self._how.audio else None
+    def _supply(self) -> Supply | None:
+        """What the client has yet to hear; None where it hears nothing from here."""
+        return self._forwarder.supply if self._how is not None and self._how.audio else None
 
     def _give_due(self) -> None:
         self._due = None
         if self._chunker is None:
             return
-        ahead = self._expected()
         try:
-            chunks = self._chunker.due(ahead)
-            self._take(chunks)
+            self._take(self._chunker.due(self._supply()))
+            self._set_due()
         except Exception:  # noqa: BLE001 - see `_crashed`
             self._crashed()
+
+    def _set_due(self) -> None:
+        """The chunker may want to give what it holds when there is less audio, and no delta may come by then."""
+        supply = self._supply()
+        if supply is None or self._chunker is None:
             return
-        if ahead is not None:
-            # The chunker may want to give what it holds when there is less, and no delta may come by then.
-            later = next((ahead - mark for mark in (_PACING.enough_audio, _PACING.short_audio) if ahead > mark), None)
-            if later is not None:
-                self._due = asyncio.get_running_loop().call_later(later + _MARGIN, self._give_due)
+        marks = sorted((_PACING.enough_audio, self._chunker.clause_due(supply)), reverse=True)
+        later = next((supply.ahead - mark for mark in marks if supply.ahead > mark), None)
+        if later is not None:
+            self._due = asyncio.get_running_loop().call_later(later + _MARGIN, self._give_due)
 
     def _crashed(self) -> None:
         """End the response's speech by a bug of ours: it must cost the sound, not the text."""

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_service.sentences import Chunk, Chunker, Pacing
+from llm_service.pacing import Pacing, Supply
+from llm_service.sentences import Chunk, Chunker
 from tests.test_speakable import BITS
 
 ONE_BY_ONE = Pacing(joined=0)
@@ -19,14 +20,14 @@ CORPUS = {
     for file in sorted((Path(__file__).parent / "data" / "sentences").glob("*.jsonl"))
 }
 LANGUAGES = {name: {"markdown": "en", "mixed": None}.get(name, name) for name in CORPUS if name != "clauses"}
-PLENTY, LITTLE, NEARLY_NONE = 9.0, 2.0, 0.1
+PLENTY, LITTLE, NEARLY_NONE = Supply(9.0), Supply(2.0), Supply(0.1)
 WORDS = st.sampled_from(
     ["Hello ", "the cat ", "Dr. ", "3.5 ", "sat. ", "Then ", "why? ", "no, ", "; ", "…", "好的，", "你好。", "ไป มา "]
 )
 
 
 def chunks_of(
-    text: str, cuts: tuple[int, ...] = (), ahead: float | None = None, pacing: Pacing | None = None
+    text: str, cuts: tuple[int, ...] = (), ahead: Supply | None = None, pacing: Pacing | None = None
 ) -> list[Chunk]:
     chunker = Chunker(pacing=pacing)
     out: list[Chunk] = []

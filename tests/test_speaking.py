@@ -15,7 +15,7 @@ from websockets.exceptions import ConnectionClosed
 
 from llm_service.audio_frames import read_frame
 from llm_service.chunk_hook import OnChunk
-from llm_service.engines.scripted import ScriptedEngine
+from llm_service.engines.scripted import Fault, ScriptedEngine
 from llm_service.events import Audio
 from llm_service.sentences import Chunker
 from llm_service.speech import endpoints
@@ -177,6 +177,42 @@ async def test_chunks_alone_need_no_tts() -> None:
     assert ANSWER == heard.text
     assert len(ANSWER) == heard.chunks[-1]["end"]
     assert [] == heard.audio
+
+
+async def test_without_sound_from_here_sentences_stay_whole() -> None:
+    """How much is ahead of a client with its own voice is unknown here: no clause goes early for fear of silence."""
+    text = "Hello. When all the lights in the old town went out, she lit a candle. Done."
+    async with live_service(engine(text)) as live, live.connect() as socket:
+        await begin(socket, events=("chunk",))
+        await send(socket, "user_message", text="Hello")
+        heard = await hear(socket, silent=True)
+
+    assert ["Hello.", text[7:-6], "Done."] == [chunk["text"] for chunk in heard.chunks]
+
+
+async def test_what_is_held_back_goes_before_the_sound_ends(tts: FakeServer) -> None:
+    """A sentence waits while much sound is ahead; when there is less, it goes though the engine says nothing more."""
+
+    async def long_winded(exchange: Exchange) -> None:
+        if exchange.method == "POST":
+            await exchange.answer(doubles.a_wav(5.6, 8000))
+        else:
+            await doubles.openai(exchange)
+
+    tts.answer = long_winded
+    pieces = ["Hello there. ", "Two is here. ", "Three"]
+    scripted = ScriptedEngine(
+        lambda _: [*pieces, "never"], tokens_per_second=5.0, models=(), faults=[Fault(after_tokens=3)]
+    )
+    async with speaking(tts, scripted) as live, live.connect() as socket:
+        await begin(socket)
+        await send(socket, "user_message", text="Hello")
+        heard = Heard()
+        async with asyncio.timeout(20):
+            while ["Hello there.", "Two is here."] != [chunk["text"] for chunk in heard.chunks]:
+                heard.take(await socket.recv())
+
+    assert "".join(pieces) == heard.text
 
 
 async def test_rules_can_be_set() -> None:

@@ -16,8 +16,9 @@ import structlog
 
 from llm_service.errors import SpeechError, SpeechFailed, SpeechTooSlow
 from llm_service.events import Audio
+from llm_service.pacing import Supply, Tempo
 from llm_service.speech.base import Utterance
-from llm_service.speech.endpoints import CHARACTERS_PER_SECOND, Endpoints, Spoken
+from llm_service.speech.endpoints import Endpoints, Spoken
 from llm_service.speech_metrics import SpeechMetrics
 
 # Bytes of audio in one event: clients bound the frames they take, and text goes between.
@@ -76,6 +77,8 @@ class Forwarder:
         # How often all was dropped: what was begun before the last time gives nothing more.
         self._hushes = 0
         self._heard_until = 0.0
+        self._tempo = Tempo()
+        self._speaks, self._began = False, 0.0  # a chunk is being made, since then
         self._failed_turn = 0
 
     def __repr__(self) -> str:
@@ -87,9 +90,10 @@ class Forwarder:
         return max(0.0, self._heard_until - self._clock())
 
     @property
-    def expected(self) -> float:
-        """About how many seconds of audio are still to be heard, with what is being made and what waits."""
-        return self.ahead + self._unheard / CHARACTERS_PER_SECOND
+    def supply(self) -> Supply:
+        """What the client has yet to hear, with what is being made and what waits, and how fast that is made."""
+        underway = self._clock() - self._began if self._speaks else 0.0
+        return self._tempo.supply(self.ahead, self._unheard, underway)
 
     @property
     def busy(self) -> bool:
@@ -119,6 +123,7 @@ class Forwarder:
         self._held.clear()
         self._unheard = 0
         self._heard_until = 0.0
+        self._speaks = False
         if self._worker is not None:
             self._worker.cancel()
             self._worker = None
@@ -137,9 +142,11 @@ class Forwarder:
             if not self._waiting:
                 break  # it was given up meanwhile
             utterance, audio = self._waiting.popleft()
+            self._speaks, self._began = True, self._clock()
             await self._speak(utterance, audio)
             if hushes != self._hushes:
                 return
+            self._speaks = False
             self._unheard -= len(utterance.text)
             self._outlet.spoken()
         if hushes == self._hushes:
@@ -157,13 +164,13 @@ class Forwarder:
                 return
 
     async def _speak(self, utterance: Utterance, audio: bool) -> None:
-        hushes, given = self._hushes, False
+        hushes, given, heard = self._hushes, False, 0.0
 
         def give(data: bytes, sample_rate: int | None) -> None:
-            nonlocal given
+            nonlocal given, heard
             if hushes != self._hushes:
                 return
-            given = True
+            given, heard = True, heard or self._clock()
             for start in range(0, len(data), PIECE_BYTES):
                 self._put(_piece(utterance, sample_rate, data[start : start + PIECE_BYTES]))
 
@@ -183,6 +190,9 @@ class Forwarder:
             self._put(Audio(chunk=utterance.id, format=utterance.format, last=True))
         if spoken is not None and given:
             self._heard_until = max(self._heard_until, began) + spoken.seconds
+            self._tempo.observe(
+                len(utterance.text), until_heard=heard - began, took=self._clock() - began, seconds=spoken.seconds
+            )
         if error is not None:
             self._metrics.unspoken.inc(len(utterance.text))
             self._give_up(utterance.turn, error)

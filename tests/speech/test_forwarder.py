@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from llm_service.errors import SpeechError, SpeechFailed
 from llm_service.events import Audio
 from llm_service.speech.base import Synthesizer, Utterance
-from llm_service.speech.endpoints import CHARACTERS_PER_SECOND, Endpoints
+from llm_service.speech.endpoints import Endpoints
 from llm_service.speech.forwarder import PIECE_BYTES, Forwarder
 from llm_service.speech_metrics import SpeechMetrics
 from tests.speech.doubles import a_wav, samples
@@ -122,7 +122,7 @@ async def test_the_next_is_made_while_the_last_is_heard_but_not_far_ahead() -> N
 
         assert 2 == len(fake.asked)  # after two chunks four seconds are ahead
         assert 4.0 == b.forwarder.ahead
-        assert 4.0 + 12 / CHARACTERS_PER_SECOND == b.forwarder.expected
+        assert 8.0 == b.forwarder.supply.ahead  # the others will last as long as those did
         b.now += 1.5
         assert 2.5 == b.forwarder.ahead
 
