@@ -41,7 +41,17 @@ _WORD_END = re.compile(r"\s")
 _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
 _INITIAL = re.compile(r"(?<!\w)[A-ZÀ-Þ]\.$")
 _MORE_ABBREVIATIONS = re.compile(
-    r"(?<!\w)(?:Ms|Mx|Dr|Prof|Messrs|approx|MM|Mme|Mlle|Mgr|env|bzw|vgl|ggf|inkl|Fa|Dhr|Mevr|Drs|[Hh]r|bl\.a|f\.eks|[Ss]ig|[Dd]ott|[Aa]vv|[Ii]ng|[Ss]igg|डॉ|श्री)\.$"
+    r"(?<!\w)(?:Ms|Mx|Dr|Prof|Messrs|approx|MM|Mme|Mlle|Mgr|env|bzw|vgl|ggf|inkl|Fa|Dhr|Mevr|Drs|[Hh]r|bl\.a|f\.eks|[Ss]ig|[Dd]ott|[Aa]vv|[Ii]ng|[Ss]igg)\.$"
+)
+# Vowel signs are no word characters to `re`. A lone letter of Arabic is an initial, or a title.
+_ABBREVIATIONS_BY_SCRIPT = re.compile(
+    r"(?<![\u0900-\u0963])(?:डॉ|श्री|सुश्री|श्रीमती|रु|पं|प्रो|स्व|कु|ले|कि\.मी|से\.मी|कि\.ग्रा|ई\.पू)\.$"
+    r"|(?<![\u0600-\u06ff])[\u0621-\u064a]\.$"
+    # Thai ends nothing with a full stop but abbreviations: consonants alone, as in พ.ศ.
+    r"|(?<![\u0e01-\u0e4e.])(?:[\u0e01-\u0e2e]{1,3}\.){1,4}$"
+)
+_BEFORE_NUMBER = re.compile(
+    r"(?<!\w)(?:[Cc]h|[Vv]ols?|[Ee]qs?|[Ss]ecs?|[Ff]igs?|[Ee]st|Art|Pt|Mon|Tues?|Wed|Thurs?|Thu|Fri|Sat|Sun)\.$"
 )
 _ORDINAL = re.compile(r"(?<![\d.,:/])\d{1,2}\.$")
 _ORDINAL_LANGUAGES = {"de", "da", "no", "nb", "nn", "fi", "cs", "sk", "hu", "hr", "sl", "sr", "tr", "et", "lv", "is"}
@@ -132,7 +142,7 @@ def _judge_spaced(text: str, sentence: int, end: int, language: str | None, *, l
 def _judge_words(text: str, sentence: int, end: int, word: int, language: str | None, *, last: bool) -> Boundary:
     """By what stands before an end, and by the next word, which begins at `word`."""
     before = text[sentence:end]
-    if _is_no_end(before, language):
+    if _is_no_end(before, language) or (text[word].isdigit() and _BEFORE_NUMBER.search(before)):
         return Boundary.NONE
     goes_on = text[word].islower()
     whole = before.lstrip()[0] == "(" and before[-1] == ")"
@@ -161,7 +171,7 @@ def _is_no_end(before: str, language: str | None) -> bool:
         return True
     if language in _ORDINAL_LANGUAGES and _ORDINAL.search(before):
         return True
-    return bool(_INITIAL.search(before) or _MORE_ABBREVIATIONS.search(before))
+    return any(pattern.search(before) for pattern in (_INITIAL, _MORE_ABBREVIATIONS, _ABBREVIATIONS_BY_SCRIPT))
 
 
 def _languages(language: str | None, before: str) -> tuple[str, ...]:
