@@ -1,5 +1,6 @@
 """Everything that speaks OpenAI's chat completions over server-sent events: vLLM, llama-server, LM Studio, TGI."""
 
+import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from llm_service.engines.transport import EngineClient, display_name
 from llm_service.errors import (
     ConfigurationError,
     ContextOverflow,
+    EngineError,
     EngineRejected,
     EngineTimeout,
     EngineUnreachable,
@@ -22,6 +24,9 @@ from llm_service.errors import (
     ModelNotFound,
 )
 from llm_service.generation import Delta, Finish, GenerationRequest, Message, Sink, TakeDelta, Usage
+
+# Seconds for the usage and the stream's end to follow the word that the answer is over.
+USAGE_SECONDS = 1.0
 
 _NO_ERROR = (b"", b"null")
 
@@ -167,12 +172,21 @@ class OpenAIEngine:
     async def generate(self, request: GenerationRequest, sink: Sink) -> Finish:
         """Hand the answer to `sink` as it comes; cancelling aborts the engine's work.
 
+        Once the engine has given its `finish_reason` the answer is whole, whatever becomes of the stream: the usage
+        is waited for shortly, and None if it does not come.
+
         Raises:
             ContextOverflow: the prompt is longer than the engine's window; nothing was generated.
             EngineError: anything else.
         """
-        answer = _Answer(self._label, self._refused, sink.take, begun=_begun(request))
-        await self._http.stream("/chat/completions", _encode(self._chat(request)), answer.feed)
+        chat = _encode(self._chat(request))
+        try:
+            async with asyncio.timeout(None) as limit:
+                answer = _Answer(self._label, self._refused, sink.take, limit, begun=_begun(request))
+                await self._http.stream("/chat/completions", chat, answer.feed)
+        except (EngineError, TimeoutError):
+            if not answer.over:
+                raise
         return answer.end()
 
     async def continues(self, request: GenerationRequest) -> bool:
@@ -303,12 +317,16 @@ class OpenAIEngine:
 
 
 class _Answer:
-    """Reads one answer: bytes in, deltas out to `take`, and the end. `refused` makes the error of an error event."""
+    """Reads one answer: bytes in, deltas out to `take`, and the end. `refused` makes the error of an error event.
+
+    `limit` is around the reading of the stream: it is set once the answer is over.
+    """
 
     __slots__ = (
         "_calls",
         "_events",
         "_label",
+        "_limit",
         "_original",
         "_reason",
         "_refused",
@@ -318,9 +336,16 @@ class _Answer:
     )
 
     def __init__(
-        self, label: str, refused: Callable[[Refusal], FastTalkError], take: TakeDelta, *, begun: bool = False
+        self,
+        label: str,
+        refused: Callable[[Refusal], FastTalkError],
+        take: TakeDelta,
+        limit: asyncio.Timeout,
+        *,
+        begun: bool = False,
     ) -> None:
         self._label = label
+        self._limit = limit
         self._refused = refused
         self._original = take
         # The rest of an answer begins with what it begins with, be it space.
@@ -330,6 +355,11 @@ class _Answer:
         self._calls: ToolCalls | None = None
         self._reason = ""
         self._usage: Usage | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether the engine said that all of the text, and of the calls, is there."""
+        return bool(self._reason)
 
     def feed(self, data: bytes) -> bool:
         """Take what was read; return whether that was the end of the answer."""
@@ -376,7 +406,13 @@ class _Answer:
                     self._take(Delta(delta.content))
                 if delta.tool_calls:
                     self._call(delta.tool_calls)
-            self._reason = choice.finish_reason or self._reason
+            if choice.finish_reason:
+                self._finish(choice.finish_reason)
+
+    def _finish(self, reason: str) -> None:
+        if not self._reason:
+            self._limit.reschedule(asyncio.get_running_loop().time() + USAGE_SECONDS)
+        self._reason = reason
 
     def _decode(self, payload: bytes) -> _Chunk:
         try:

@@ -7,7 +7,7 @@ from contextlib import aclosing
 import msgspec
 import pytest
 
-from llm_service.engines import transport
+from llm_service.engines import openai, transport
 from llm_service.engines.base import timed
 from llm_service.engines.openai import OpenAIEngine
 from llm_service.errors import (
@@ -354,6 +354,28 @@ class TestFailures:
         answering(fake, data)
         with pytest.raises(kind):
             await collect(stream(engine, a_request()))
+
+    @pytest.mark.parametrize("end", ["reset", "silence", "rubbish", "error"])
+    @pytest.mark.parametrize("usage", [None, Usage(9, 4)])
+    async def test_what_comes_behind_the_reason(
+        self, fake: FakeServer, engine: OpenAIEngine, monkeypatch: pytest.MonkeyPatch, end: str, usage: Usage | None
+    ) -> None:
+        """The answer is whole: no failure of the stream undoes it, and one that falls silent is left before long."""
+        monkeypatch.setattr(openai, "USAGE_SECONDS", 0.05)
+        behind = {"rubbish": b"data: <html>\n\n", "error": events({"error": {"message": "died"}})}
+
+        async def answer(exchange: Exchange) -> None:
+            await exchange.start()
+            counts = [] if usage is None else [counted()]
+            await exchange.send(events(said(content="a"), said("stop"), *counts) + behind.get(end, b""))
+            if end == "reset":
+                exchange.reset()
+            else:
+                await exchange.left.wait()
+
+        fake.answer = answer
+        async with asyncio.timeout(5):
+            assert ("a", "", Finish("stop", usage)) == await collect(stream(engine, a_request()))
 
     async def test_an_error_that_is_null_is_none(self, fake: FakeServer, engine: OpenAIEngine) -> None:
         """Servers that always send the field are understood."""
