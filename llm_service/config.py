@@ -465,8 +465,10 @@ def _masked(value: Any) -> Any:
 
 
 def masked(text: str) -> str:
-    """Hide the name and the password that a URL may carry."""
-    return re.sub(r"//[^/]*@", "//********@", text)
+    """Hide what of a URL may be a secret: its name and password, its query, and the path of a webhook."""
+    text = re.sub(r"//[^/]*@", "//********@", text)
+    text = re.sub(r"(://[^\s?]*)\?\S*", r"\1?********", text)
+    return re.sub(r"(webhook=https?://[^\s,/?]*)/[^\s,?]+", r"\1/********", text)
 
 
 def _printable(text: str, limit: int = 200) -> str:

@@ -128,7 +128,7 @@ BAD = [
     ("LLM_PROVIDER", "gpt", "'ollama', 'openai', 'vllm'"),
     ("LLM_MODEL", "a\nb", "should match"),
     ("OLLAMA_BASE_URL", "localhost:11434", "https?://"),
-    ("OLLAMA_BASE_URL", "http://host/?q=1", "https?://"),
+    ("OLLAMA_BASE_URL", "http://host/#q", "https?://"),
     ("OLLAMA_KEEP_ALIVE", "five minutes", "should match"),
     ("OLLAMA_TIMEOUT", "0", "greater than 0"),
     ("OLLAMA_TIMEOUT", "inf", "finite number"),
@@ -272,6 +272,23 @@ def test_secrets_are_masked() -> None:
     assert "http://********@host:1/" == shown(settings)["OLLAMA_BASE_URL"]
     assert "hush" not in re.sub("hush-4", "", repr(settings))
     assert "http://me:hush-4@host:1/" == settings.ollama_base_url
+
+
+@pytest.mark.parametrize("query", ["", "?token=S3CRET", "/?token=S3CRET,more"])
+def test_webhooks_show_their_host_alone(query: str) -> None:
+    """Path and query of a webhook are often its secret: neither the settings as shown nor an error tells them."""
+    value = f"opea=http://tts:9088,webhook=https://user:pass@hooks.example/services/S3CRET{query}"
+
+    if query:
+        with pytest.raises(ConfigurationError) as caught:
+            Settings.load({"TTS_ENDPOINTS": value})
+        told = caught.value.message
+    else:
+        told = str(shown(Settings.load({"TTS_ENDPOINTS": value}))["TTS_ENDPOINTS"])
+
+    assert "webhook=https://********@hooks.example/********" in told
+    assert "opea=http://tts:9088" in told
+    assert "S3CRET" not in told
 
 
 def test_secrets_are_masked_in_errors() -> None:

@@ -358,6 +358,28 @@ async def test_a_bug_in_the_cutting_costs_no_text(
     assert ["speech_failed"] == [error["code"] for error in heard.errors]
 
 
+async def test_clients_are_not_told_where_the_tts_is(capfd: pytest.CaptureFixture[str]) -> None:
+    """A TTS that is gone is told without its address, which is in the log for the operator."""
+    port = free_port()
+    async with (
+        live_service(engine(), {"TTS_ENDPOINTS": f"opea=http://127.0.0.1:{port}"}) as live,
+        live.connect() as socket,
+    ):
+        await begin(socket)
+        await send(socket, "user_message", text="Hello")
+        heard = Heard()
+        async with asyncio.timeout(20):
+            while not heard.errors:
+                heard.take(await socket.recv())
+
+    (error,) = heard.errors
+    assert ("speech_unavailable", "no TTS can be reached now; the text goes on alone") == (
+        error["code"],
+        error["message"],
+    )
+    assert f"127.0.0.1:{port}" in capfd.readouterr().err
+
+
 async def test_the_next_tts_takes_over(tts: FakeServer) -> None:
     """With two, the first's death is heard by nobody."""
     async with fake_server() as other:

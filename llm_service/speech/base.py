@@ -12,7 +12,9 @@ from llm_service.errors import (
     EngineError,
     EngineTimeout,
     EngineUnreachable,
+    SpeechError,
     SpeechFailed,
+    SpeechRejected,
     SpeechTimeout,
     SpeechUnavailable,
 )
@@ -62,7 +64,7 @@ class Synthesizer(Protocol):
 
     @property
     def url(self) -> str:
-        """The same for machines: its URL, without credentials; a program's name where it has none."""
+        """The same for machines: its URL, without what may be secret; a program's name where it has none."""
         ...
 
     @property
@@ -85,6 +87,20 @@ class Synthesizer(Protocol):
     async def aclose(self) -> None:
         """Release connections. A second call does nothing."""
         ...
+
+
+_TOLD = {
+    SpeechUnavailable: "no TTS can be reached now; the text goes on alone",
+    SpeechTimeout: "the TTS took too long; the text goes on alone",
+    SpeechRejected: "the TTS refused the chunk: it may not know the voice or the language; the text goes on alone",
+    SpeechFailed: "the TTS failed; the text goes on alone",
+}
+
+
+def for_clients(error: SpeechError) -> SpeechError:
+    """Return the error without what is for the log alone: where the TTS is, and how it is set up."""
+    told = _TOLD.get(type(error))
+    return error if told is None else type(error)(told, retry_after=error.retry_after)
 
 
 def without_credentials(url: str) -> str:

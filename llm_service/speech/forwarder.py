@@ -17,7 +17,7 @@ import structlog
 from llm_service.errors import SpeechError, SpeechFailed, SpeechTooSlow
 from llm_service.events import Audio
 from llm_service.pacing import Supply, Tempo
-from llm_service.speech.base import Utterance
+from llm_service.speech.base import Utterance, for_clients
 from llm_service.speech.endpoints import Endpoints, Spoken
 from llm_service.speech_metrics import SpeechMetrics
 
@@ -180,7 +180,7 @@ class Forwarder:
         try:
             spoken = await self._endpoints.speak(utterance, give, audio=audio)
         except SpeechError as failure:
-            error = failure
+            error = for_clients(failure)
         except Exception:  # noqa: BLE001 - a bug of ours costs the sound, not the text
             _log.exception("speech_crashed")
             error = SpeechFailed("the service failed to speak; the text goes on alone")

@@ -41,7 +41,10 @@ class WebhookSynthesizer:
         self._path = "" if httpx.URL(url).path.strip("/") else "/"
         self._secret = secret
         self._connect_timeout = connect_timeout
-        self.address, self.url = self._client.address, self._client.url
+        self.address = self._client.address
+        parts = httpx.URL(url)
+        # Whoever knows the path of a webhook can often call it.
+        self.url = f"{parts.scheme}://{parts.netloc.decode()}"
 
     async def synthesize(self, utterance: Utterance, take: TakeAudio) -> None:  # noqa: ARG002 - none comes
         """Hand the chunk on.

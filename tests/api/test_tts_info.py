@@ -58,6 +58,29 @@ async def test_one_of_two_is_down() -> None:
     assert "password" not in str(body)
 
 
+async def test_none_answers() -> None:
+    """A service whose TTS is down is not said to be online."""
+    async with live_service(engine(), {"TTS_ENDPOINTS": f"opea=http://127.0.0.1:{free_port()}"}) as live:
+        await live.service.speech.check()
+        body = await info(live)
+
+    assert ("error", False) == (body["status"], body["health_check"]["healthy"])
+    assert "connected to" in body["health_check"]["problem"]
+
+
+async def test_a_webhook_shows_its_host_alone() -> None:
+    """Its path is often the secret that lets one call it."""
+    async with fake_server() as hook:
+        endpoint = f"webhook={hook.url.replace('://', '://user:password@')}/services/T0KEN"
+        async with live_service(engine(), {"TTS_ENDPOINTS": endpoint}) as live:
+            await live.service.speech.check()
+            body = await info(live)
+
+    assert ("online", hook.url) == (body["status"], body["base_url"])
+    assert "T0KEN" not in str(body)
+    assert "password" not in str(body)
+
+
 async def test_without_a_tts() -> None:
     """There is a status, and what to do."""
     async with live_service(engine()) as live:
