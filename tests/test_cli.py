@@ -225,7 +225,7 @@ class TestTest:
     def test_fine(self, run: Run) -> None:
         """With an engine that works the exit status is 0."""
         status, output, errors = run("test", "--provider", "scripted")
-        assert (0, 5, "") == (status, output.count("✓"), errors)
+        assert (0, 6, "") == (status, output.count("✓"), errors)
 
     def test_no_engine(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         """Without, it is 1, and what to do is said."""
