@@ -23,7 +23,7 @@ from llm_service.asides import Asides
 from llm_service.effects import Condense, Count, Dropped, Effect, Generate, Hush, Send, Stop, StopAsides, Warm
 from llm_service.engines.base import Engine
 from llm_service.errors import FastTalkError, InternalError
-from llm_service.events import ClientMessage, StartSession
+from llm_service.events import Cancel, ClientMessage, Played, StartSession, UpdateConfig
 from llm_service.generation import Finish, Sink
 from llm_service.idle_work import IdleWork
 from llm_service.metering import ResponseMeter
@@ -39,6 +39,9 @@ NO_LAST_SEQ = "last_seq was not given: events that were missed are not sent agai
 MISSED_TOO_MUCH = "events behind last_seq are not kept any more; the conversation goes on without them"
 CRASHED = "the process that had the session ended without handing it over; the conversation goes on as it was kept"
 NEVER_SENT = "last_seq is past the last event that is known of the session; the conversation goes on from there"
+
+# What changes a session without a response that ends: none that runs then, or one that it stops.
+CHANGES = (StartSession, UpdateConfig, Cancel, Played)
 
 _log = structlog.get_logger(__name__)
 
@@ -72,8 +75,8 @@ class Workplace:
     """What all sessions of a process work with.
 
     `reads_on` says whether the engine goes on reading a prompt that nobody wants any more.
-    `note_error` hears of every error a client is told of; `started`, `settled` and `ended` of every session that
-    begins, of every response's end, and of every session that its client ended or that expired.
+    `note_error` hears of every error a client is told of; `started` and `ended` of every session that begins, and that
+    its client ended or that expired; `changed` of each that is another than before, once a response is over or stopped.
     """
 
     engine: Engine
@@ -84,7 +87,7 @@ class Workplace:
     max_pending_bytes: int
     replay_bytes: int
     started: Callable[["LiveSession"], None]
-    settled: Callable[["LiveSession"], None]
+    changed: Callable[["LiveSession"], None]
     ended: Callable[["LiveSession"], None]
     speech: SpeechDesk
 
@@ -203,6 +206,8 @@ class LiveSession:
         """Take what the client said."""
         self.count_sent()
         self.carry_out(self.session.receive(event, now, sounds=self._sounds))
+        if isinstance(event, CHANGES):
+            self._workplace.changed(self)
 
     def count_sent(self) -> None:
         """Bring the count of events that the client was sent up to date."""
@@ -289,6 +294,7 @@ class LiveSession:
         self._hush()
         if self._responder is not None:
             self._responder.cancel()
+        self._workplace.changed(self)
 
     def _hush(self) -> None:
         if self._speaking is not None:
@@ -340,7 +346,7 @@ class LiveSession:
             effects = session.finished(number, finish, monotonic())
             self._log_response(effect, finish.reason, "" if finish.tool_calls else self._last_answer())
         self.carry_out(effects)
-        self._workplace.settled(self)
+        self._workplace.changed(self)
 
     def _log_response(self, effect: Generate, outcome: str, answer: str, **fields: str) -> None:
         """One line a response; what was said is in it by its length alone, unless LOG_PROMPTS is set."""

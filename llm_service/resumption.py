@@ -90,8 +90,8 @@ class Resumption:
         """Take note that the session is over: nobody finds it any more."""
         self._unknow(live)
 
-    def settled(self, live: LiveSession) -> None:
-        """Take note that a response of the session is over."""
+    def changed(self, live: LiveSession) -> None:
+        """Take note that the session is another than it was saved."""
         if live.known_as:
             self._archive.changed(live)
 
@@ -134,6 +134,7 @@ class Resumption:
         """Let the session speak to this connection, from the event on that its client missed."""
         self._wake(live)
         whole = live.resume(listener, event, now, greeted=greeted)
+        self.changed(live)
         self._metrics.count_resume("whole" if whole else "gap")
         _log.info("session_resumed", session_id=live.session.id, whole=whole)
 

@@ -264,7 +264,7 @@ class Service:
             max_pending_bytes=settings.max_pending_bytes,
             replay_bytes=settings.resume_buffer_bytes,
             started=self.resumption.started,
-            settled=self.resumption.settled,
+            changed=self.resumption.changed,
             ended=self.resumption.ended,
             speech=SpeechDesk(
                 endpoints=self.speech,

@@ -1,10 +1,11 @@
 """The store as a process uses it, over real sockets and a real file."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 from llm_service import records
@@ -113,7 +114,7 @@ async def test_a_restart_loses_nothing(tmp_path: Path) -> None:
 
 
 async def test_what_a_crash_left_is_no_whole_session(tmp_path: Path) -> None:
-    """A session that its process did not give up is taken up as it was saved last; its client is to ask again."""
+    """A session that its process did not give up is taken up as it was saved last; its client is told."""
     engine = scripted(2000)
     async with live_service(engine, shared(tmp_path)) as live:
         store = await SQLiteStore.open(str(tmp_path / "sessions"), timeout=5.0)
@@ -129,7 +130,7 @@ async def test_what_a_crash_left_is_no_whole_session(tmp_path: Path) -> None:
         await send(socket, "start_session", session_id=session_id, last_seq=record.replay.seq)
         answer = await receive(socket)
         assert (False, session_id) == (answer["resumed"], answer["session_id"])
-        assert "ask again" in answer["reason"]
+        assert "goes on as it was kept" in answer["reason"]
         await ask(socket, "b 1")
         assert ["a 1", "a0", "b 1"] == [
             message.content.strip() for message in engine.requests[-1].messages if message.role != "system"
@@ -274,3 +275,54 @@ async def test_what_cannot_be_saved_is_bounded(monkeypatch: pytest.MonkeyPatch) 
         await until(lambda: not live.service.connections and not resumption.busy)
         assert 2 <= resumption.resting <= 4
         assert resumption.resting == live.service.manager.active_sessions
+
+
+async def cancel(socket: ClientConnection) -> None:
+    """Stop a long answer after its first words."""
+    await send(socket, "user_message", text="b 4000")
+    for _ in range(5):
+        await receive(socket)
+    await send(socket, "cancel")
+
+
+async def barge_in(socket: ClientConnection) -> None:
+    """Ask for another long answer while one runs."""
+    for name in "bc":
+        await send(socket, "user_message", text=f"{name} 4000")
+        for _ in range(5):
+            await receive(socket)
+
+
+async def configure(socket: ClientConnection) -> None:
+    """Change the instructions."""
+    await send(socket, "update_config", config={"system_prompt": "Be brief."})
+
+
+async def play(socket: ClientConnection) -> None:
+    """Say how much of the answer was heard."""
+    await send(socket, "played", chars=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        (cancel, lambda record: "b 4000" == record.conversation.turns[-1].user),
+        (barge_in, lambda record: "b 4000" == record.conversation.turns[-1].user),
+        (configure, lambda record: "Be brief." == record.config.get("system_prompt")),
+        (play, lambda record: record.ended is not None and 2 == record.ended.heard),
+    ],
+)
+async def test_changes_that_end_no_response_are_saved(
+    tmp_path: Path, change: Callable[[ClientConnection], Awaitable[None]], kept: Callable[[SessionRecord], bool]
+) -> None:
+    """What a client stops, interrupts, sets or has heard is in the store while it is connected and says no more."""
+    async with live_service(scripted(400), shared(tmp_path)) as live, live.connect() as socket:
+        store = await SQLiteStore.open(str(tmp_path / "sessions"), timeout=5.0)
+        session_id = (await start(socket, on_busy="interrupt"))["session_id"]
+        await ask(socket, "a 3")
+        assert not kept(await saved(store, session_id, 1))
+        await change(socket)
+        async with asyncio.timeout(5):
+            while not kept(records.load(await store.load(session_id) or b"")):  # type: ignore[arg-type]
+                await asyncio.sleep(0.01)
+        await store.aclose()
