@@ -236,7 +236,7 @@ class Chunker:
             chunk = self._give(end)
             supply = supply.after(len(chunk.text)) if supply is not None else None
             out.append(chunk)
-        if self._clauses and supply is not None and not out and self._begun:
+        if self._clauses and supply is not None and self._begun:
             clause = self._clauses[-1]  # it may have been given out already: then it has no words
             short = supply.left_after(clause - self._given) < self._pacing.short_audio
             if short and count_words(self._text[self._given : clause]) >= self._pacing.clause_words:

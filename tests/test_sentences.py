@@ -134,6 +134,29 @@ def test_before_silence_a_clause_will_do() -> None:
     assert ["she lit a candle."] == texts([*chunker.feed(" lit a candle."), *chunker.finish()])
 
 
+def test_a_clause_goes_with_the_sentence_before_it_if_that_is_too_short() -> None:
+    """What goes in one step counts as ahead at once: a word is not enough, a sentence is."""
+    rest = "When all the lights went out, she"
+    assert ["Hi.", "When all the lights went out,"] == texts(Chunker().feed(f"Hi. {rest}", Supply(0.0)))
+    assert ["Hi there, you."] == texts(Chunker().feed(f"Hi there, you. {rest}", Supply(0.0)))
+
+
+def test_the_first_thing_said_goes_at_once_whatever_came_before() -> None:
+    """Marks alone, too many to go with what follows, are a chunk without a text, and not the beginning."""
+    chunker, marks = Chunker(), "... " * 10
+    assert ["", "Hello."] == texts(chunker.feed(f"{marks}\n\nHello. Then", PLENTY))
+    assert [] == chunker.feed(" it waits. And", PLENTY)
+
+
+def test_an_address_counts_once_all_of_it_was_said() -> None:
+    """Cut within what stands for it, the first part of that stands for nothing."""
+    text = "https://" + "a" * 10 + ".example.com/path"
+    chunks = chunks_of(text, pacing=Pacing(longest=12, joined=0))
+    assert [("aaaaaaaaaa.e", 0, 0), ("xample.com", 0, len(text))] == [
+        (each.text, each.start, each.end) for each in chunks
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -211,6 +234,7 @@ def test_deltas_and_pace_do_not_matter(data: st.DataObject) -> None:
     [
         "a",
         "a, ",
+        "a, b. ",
         "(",
         "-",
         " ",
@@ -239,5 +263,6 @@ def test_hostile_text_is_bounded(bit: str) -> None:
     for _ in range(2):
         ends += [chunk.end for chunk in chunker.feed(bit * (2000 // len(bit)), PLENTY)]
         assert 3000 > len(chunker._text) + len(chunker._speakable._held)
+        assert 200 > len(chunker._clauses) + len(chunker._ends)
     ends += [chunk.end for chunk in chunker.finish()]
     assert 2000 // len(bit) * len(bit) * 2 == ends[-1]
