@@ -5,6 +5,7 @@ llama.cpp holds Python's global lock for as long as it takes.
 """
 
 import asyncio
+import ctypes
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -26,9 +27,11 @@ from llm_service.errors import FastTalkError, StartupError
 from llm_service.service import Service
 from llm_service.serving import bind, serve
 
-# A worker that lived shorter than this, in seconds, did not really start.
+# A worker that lived shorter than this, in seconds, or never listened did not really start.
 STARTUP_SECONDS = 10.0
-# As often a worker is started again at once, with a pause that doubles; then all are stopped, and say why.
+# A worker that did not start is started again with a pause that doubles, up to this, in seconds.
+LONGEST_PAUSE = 30.0
+# While no worker serves, all are stopped when each of them has failed more often than this in a row.
 MAX_FAILED_STARTS = 3
 # What workers get on top of DRAIN_TIMEOUT to close their engines, in seconds, before they are killed.
 CLOSE_SECONDS = 15.0
@@ -70,15 +73,20 @@ def run(settings: Settings, *, metrics_folder: str = "") -> int:
         return run_process(Service(settings), main, other)
 
 
-def run_process(service: Service, main: socket.socket, monitoring: socket.socket | None) -> int:
-    """Serve in this process until a signal; returns the exit status.
+def run_process(
+    service: Service,
+    main: socket.socket,
+    monitoring: socket.socket | None,
+    listening: Callable[[], None] = lambda: None,
+) -> int:
+    """Serve in this process until a signal; returns the exit status. `listening` is called once clients are taken.
 
     Raises:
         StartupError: the service could not be started.
     """
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.run(serve(service, main=main, monitoring=monitoring))
+            runner.run(serve(service, main=main, monitoring=monitoring, listening=listening))
     except FastTalkError:
         raise
     except Exception:  # noqa: BLE001 - the last owner: the log shows no more of it than it may
@@ -88,13 +96,21 @@ def run_process(service: Service, main: socket.socket, monitoring: socket.socket
 
 
 def _run_worker(
-    settings: Settings, number: int, main: socket.socket, monitoring: socket.socket | None, metrics_folder: str
+    settings: Settings,
+    number: int,
+    main: socket.socket,
+    monitoring: socket.socket | None,
+    metrics_folder: str,
+    served: ctypes.Array[ctypes.c_byte],
 ) -> None:
+    def listening() -> None:
+        served[number - 1] = 1
+
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     configure_log(settings, worker=number)
     structlog.contextvars.bind_contextvars(worker=number)
     try:
-        status = run_process(Service(settings, metrics_folder=metrics_folder), main, monitoring)
+        status = run_process(Service(settings, metrics_folder=metrics_folder), main, monitoring, listening)
     except StartupError as error:
         _log.error("worker_cannot_start", reason=error.message)
         status = CANNOT_START
@@ -118,14 +134,14 @@ class _Worker:
     start_at: float = 0.0
     started_at: float = 0.0
     failures: int = 0
-    restarted: bool = False
 
 
 class Workers:
     """Supervises NUM_WORKERS processes on one listening socket.
 
-    The first of them serves the monitoring port, too. One that dies is started again; a signal is passed on
-    to all, which drain, and a second one cuts.
+    The first of them serves the monitoring port, too. One that dies is started again, for as long as another one
+    serves; before any has served, one that cannot start ends them all. A signal is passed on to all, which drain,
+    and a second one cuts.
     """
 
     def __init__(
@@ -137,6 +153,9 @@ class Workers:
         self._metrics_folder = metrics_folder
         self._context = multiprocessing.get_context("spawn")
         self._workers = [_Worker(number) for number in range(1, settings.num_workers + 1)]
+        # Which of the processes came as far as to take clients: each writes its own byte.
+        self._served = self._context.RawArray(ctypes.c_byte, settings.num_workers)
+        self._ever_served = False
         self._status = 0
         self._signals = self._heard = 0
         self._kill_at: float | None = None
@@ -190,9 +209,10 @@ class Workers:
 
     def _start(self, worker: _Worker) -> None:
         monitoring = self._monitoring if worker.number == 1 else None
+        self._served[worker.number - 1] = 0
         process = worker.process = self._context.Process(
             target=_run_worker,
-            args=(self._settings, worker.number, self._main, monitoring, self._metrics_folder),
+            args=(self._settings, worker.number, self._main, monitoring, self._metrics_folder, self._served),
             name=f"worker-{worker.number}",
         )
         # Ctrl-C reaches every process of the terminal, and the supervisor alone decides what it means. Born
@@ -212,16 +232,31 @@ class Workers:
         if self._kill_at is not None:
             self._workers.remove(worker)
             return
-        _log.error("worker_died", worker=worker.number, process=process.pid, exit_code=process.exitcode)
-        now = monotonic()
-        worker.failures = worker.failures + 1 if now - worker.started_at < STARTUP_SECONDS else 0
-        never_ran = process.exitcode == CANNOT_START and not worker.restarted
-        if never_ran or worker.failures > MAX_FAILED_STARTS:
-            self._status = 1
-            self._stop()
+        served, now = self._has_served(worker), monotonic()
+        self._ever_served |= any(self._served)
+        started = served and now - worker.started_at >= STARTUP_SECONDS
+        worker.failures = 0 if started else worker.failures + 1
+        if self._hopeless(cannot_start=process.exitcode == CANNOT_START):
+            self._status, pause = 1, None
         else:
-            worker.restarted = True
-            worker.start_at = now + 2 ** max(0, worker.failures - 1) - 1
+            pause = min(LONGEST_PAUSE, 2.0 ** min(max(0, worker.failures - 1), 10) - 1)
+            worker.start_at = now + pause
+        _log.error(
+            "worker_died", worker=worker.number, process=process.pid, exit_code=process.exitcode, again_in_seconds=pause
+        )
+        if pause is None:
+            self._stop()
+
+    def _has_served(self, worker: _Worker) -> bool:
+        return bool(self._served[worker.number - 1])
+
+    def _hopeless(self, *, cannot_start: bool) -> bool:
+        """Whether nothing serves and nothing will: one worker that fails is no reason to end those that serve."""
+        if any(worker.process is not None and self._has_served(worker) for worker in self._workers):
+            return False
+        if cannot_start and not self._ever_served:
+            return True
+        return all(worker.failures > MAX_FAILED_STARTS for worker in self._workers)
 
     def _stop(self) -> None:
         """Have every worker drain or, if it does already, cut."""

@@ -7,7 +7,7 @@ import gc
 import signal
 import socket
 import threading
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from types import FrameType
 from typing import Any
 
@@ -172,10 +172,12 @@ async def _monitored(service: Service, listener: socket.socket | None) -> AsyncG
         await task
 
 
-async def serve(service: Service, *, main: socket.socket, monitoring: socket.socket | None) -> None:
+async def serve(
+    service: Service, *, main: socket.socket, monitoring: socket.socket | None, listening: Callable[[], None]
+) -> None:
     """Serve both ports until a signal; returns after the drain.
 
-    `monitoring` is None where another process serves that port.
+    `monitoring` is None where another process serves that port. `listening` is called when the start is over.
 
     Raises:
         StartupError: the service could not be started.
@@ -192,4 +194,5 @@ async def serve(service: Service, *, main: socket.socket, monitoring: socket.soc
                 address="{}:{}".format(*main.getsockname()[:2]),
                 monitoring=None if monitoring is None else "{}:{}".format(*monitoring.getsockname()[:2]),
             )
+            listening()
             await server.serve(sockets=[main])

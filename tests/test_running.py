@@ -1,6 +1,7 @@
 """One process and several: start, drain, restart, and what is said when there is nothing to run."""
 
 import contextlib
+import itertools
 import json
 import multiprocessing.connection
 import os
@@ -13,12 +14,13 @@ from typing import Any
 
 import psutil
 import pytest
+import structlog
 from prometheus_client.parser import text_string_to_metric_families
 from websockets.sync.client import ClientConnection, connect
 
 from llm_service import running
 from llm_service.config import Settings
-from llm_service.running import CANNOT_START, MAX_FAILED_STARTS, Workers
+from llm_service.running import CANNOT_START, LONGEST_PAUSE, MAX_FAILED_STARTS, Workers
 from tests.processes import PATIENCE, ROOT, ServiceProcess, free_port, service_process, until
 
 NOTHING_THERE = {"LLM_PROVIDER": "ollama", "OLLAMA_BASE_URL": f"http://127.0.0.1:{free_port()}"}
@@ -160,6 +162,33 @@ def test_workers_that_cannot_start(tmp_path: Path) -> None:
         assert "Traceback" not in service.text()
 
 
+def test_a_worker_that_cannot_start_again(tmp_path: Path) -> None:
+    """One that died and can't start leaves the other one and its clients alone, and comes back when it can."""
+    keys = tmp_path / "keys"
+    keys.write_text("# nobody yet\nanna\n")
+    environment = {"API_KEYS_FILE": str(keys)}
+    with (
+        service_process(tmp_path, "--workers", "2", environment=environment) as service,
+        contextlib.ExitStack() as stack,
+    ):
+        service.wait_until_listening(2)
+        before = worker_pids(service)
+        keys.unlink()
+        os.kill(before[2], signal.SIGKILL)
+        failed = MAX_FAILED_STARTS - 1
+        service.wait_until(lambda: len(service.lines("worker_cannot_start")) >= failed, "it fails to start")
+        headers = {"Authorization": "Bearer anna"}
+        client = stack.enter_context(connect(service.ws_url, compression=None, proxy=None, additional_headers=headers))
+        client.send(json.dumps({"type": "start_session"}))
+        assert "session_started" == event(client)["type"]
+        assert ask(client, "hello").startswith("You said: hello")
+        assert '{"status":"ready"}' == service.get("/health/ready")
+        keys.write_text("anna\n")
+        service.wait_until_listening(3)
+        assert before[1] == worker_pids(service)[1]
+        assert 0 == service.end()
+
+
 def test_workers_leave_with_their_supervisor(tmp_path: Path) -> None:
     """Without the supervisor, however it ended, the workers go, too: nothing is left that holds the port."""
     with service_process(tmp_path, "--workers", "2") as service:
@@ -239,18 +268,30 @@ class FakeProcess:
 
 
 class FakeContext:
-    """Makes fake processes; the next ones end at once with the statuses in `endings`."""
+    """Makes fake processes; the next ones end at once with the statuses in `endings`.
+
+    Workers in `serving` take clients and stay. The one that is made as number `until` of all brings a SIGTERM along.
+    """
 
     def __init__(self) -> None:
         self.processes: list[FakeProcess] = []
         self.endings: list[int] = []
         self.obeys = True
+        self.serving: set[int] = set()
+        self.until = 0
+        self.times: dict[int, list[float]] = {}
 
-    def Process(self, *, target: object, args: tuple[object, ...], name: str) -> FakeProcess:  # noqa: N802
+    def Process(self, *, target: object, args: tuple[Any, ...], name: str) -> FakeProcess:  # noqa: N802
+        number, served = args[1], args[-1]
         process = FakeProcess(self.obeys)
         self.processes.append(process)
-        if self.endings:
+        self.times.setdefault(number, []).append(running.__dict__["monotonic"]())
+        if number in self.serving:
+            served[number - 1] = 1
+        elif self.endings:
             process.exit(self.endings.pop(0))
+        if len(self.processes) == self.until:
+            os.kill(os.getpid(), signal.SIGTERM)
         return process
 
 
@@ -293,6 +334,46 @@ def test_a_worker_that_dies_again_and_again(context: FakeContext, tmp_path: Path
     context.endings = [1] * 100
     assert 1 == supervise(context, tmp_path)
     assert 1 + MAX_FAILED_STARTS == len(context.processes)
+
+
+@pytest.mark.usefixtures("instantly")
+@pytest.mark.parametrize("status", [CANNOT_START, 1])
+def test_a_worker_that_fails_for_ever_leaves_the_others(context: FakeContext, tmp_path: Path, status: int) -> None:
+    """While another worker serves it is started again and again, with a pause that doubles up to half a minute."""
+    context.serving = {1}
+    context.endings = [status] * 100
+    context.until = 40
+    with structlog.testing.capture_logs() as lines:
+        assert 0 == supervise(context, tmp_path, workers=2)
+    assert ["start", "terminate"] == context.processes[0].told
+    pauses = [round(after - before) for before, after in itertools.pairwise(context.times[2])]
+    assert [0, 1, 3, 7, 15] + [LONGEST_PAUSE] * 33 == pauses
+    died = [line["again_in_seconds"] for line in lines if line["event"] == "worker_died"]
+    assert pauses == died[:38]
+
+
+@pytest.mark.usefixtures("instantly")
+def test_when_none_serves_any_more(context: FakeContext, tmp_path: Path) -> None:
+    """Once each of the workers has failed too often in a row, and none serves, all are stopped, with 1."""
+    context.serving = {1}
+
+    def dies(number: int) -> bool:
+        return number == 2 and len(context.times[2]) == 20
+
+    make = context.Process
+
+    def making(*, target: object, args: tuple[Any, ...], name: str) -> FakeProcess:
+        process = make(target=target, args=args, name=name)
+        if dies(args[1]):
+            context.serving.clear()
+            context.processes[0].exit(-9)
+        return process
+
+    context.Process = making  # type: ignore[method-assign]
+    context.endings = [CANNOT_START] * 100
+    assert 1 == supervise(context, tmp_path, workers=2)
+    # The one that served has lived long enough to be started anew without being blamed.
+    assert 1 + 1 + MAX_FAILED_STARTS == len(context.times[1])
 
 
 @pytest.mark.usefixtures("instantly")
