@@ -113,7 +113,8 @@ class Sink(msgspec.Struct):
     of each delta instead would cost a token a call more. `waits` hears the request's position in the line for the
     engine whenever it changes, 1 is next, and 0 when the engine is asked after all; never of one that need not wait.
     `said` returns the whole answer so far; None if it is not text alone, so that nobody else could go on with it.
-    `asks` hears the name of the engine whenever one of several is asked.
+    `asks` hears the name of the engine whenever one of several is asked. `progress_at` is when the engine last went on
+    without a delta, as within a tool call, which is handed over whole; 0 if it never did.
     """
 
     take: TakeDelta
@@ -121,3 +122,4 @@ class Sink(msgspec.Struct):
     waits: Callable[[int], None] | None = None
     said: Callable[[], str | None] | None = None
     asks: Callable[[str], None] | None = None
+    progress_at: float = 0.0

@@ -154,7 +154,7 @@ class Breaker:
 class BreakerEngine(EngineWrapper):
     """An engine that is asked only while its breaker lets it be.
 
-    A trial that has said nothing after `trial_timeout` seconds has failed.
+    A trial that has said nothing after `trial_timeout` seconds, nor begun to call a tool, has failed.
     """
 
     def __init__(
@@ -196,17 +196,29 @@ class BreakerEngine(EngineWrapper):
         return finish
 
     async def _try(self, call: int, request: GenerationRequest, sink: Sink) -> Finish:
+        loop = asyncio.get_running_loop()
+        silent = True
+
+        def first(delta: Delta) -> None:
+            nonlocal silent
+            if silent:
+                silent = False
+                self._breaker.succeeded(call)
+            sink.take(delta)
+
+        trial = Sink(first, sink.times)
+
+        def look() -> None:
+            if silent and not trial.progress_at:
+                limit.reschedule(loop.time())
+
+        timer = loop.call_later(self._trial_timeout + request.patience, look)
         try:
-            async with asyncio.timeout(self._trial_timeout + request.patience) as limit:
-
-                def first(delta: Delta) -> None:
-                    if limit.when() is not None:
-                        limit.reschedule(None)
-                        self._breaker.succeeded(call)
-                    sink.take(delta)
-
-                return await self._engine.generate(request, Sink(first, sink.times))
+            async with asyncio.timeout(None) as limit:
+                return await self._engine.generate(request, trial)
         except TimeoutError:
             raise EngineTimeout(
                 f"the engine was tried again and said nothing for {self._trial_timeout:g} seconds"
             ) from None
+        finally:
+            timer.cancel()

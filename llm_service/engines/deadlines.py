@@ -1,7 +1,7 @@
 """Deadlines around an engine: for its first token, between two tokens, and for the whole response.
 
-A stream that is opened and then says nothing is a failure as much as one that breaks. What counts is text, or
-reasoning: the empty deltas with which some APIs begin never get here (`Engine.generate` hands over none).
+A stream that is opened and then says nothing is a failure as much as one that breaks. What counts is text, reasoning
+and parts of a tool call: the empty deltas with which some APIs begin never get here (`Engine.generate` has none).
 """
 
 import asyncio
@@ -34,7 +34,7 @@ class Deadlines:
         return min(self.first_token, self.between_tokens, self.response)
 
     def missed(self, now: float, begun: float, last: float | None, patience: float = 0.0) -> EngineError | None:
-        """Return the error of an answer that is late; `last` is when its last token came, None before the first."""
+        """Return the error of an answer that is late; `last` is when it last went on, None before it did."""
         if now > begun + self.response:
             return ResponseTimeout(
                 f"the answer was not whole after {self.response:g} seconds (RESPONSE_TIMEOUT); ask for a shorter one"
@@ -69,7 +69,8 @@ class DeadlineEngine(EngineWrapper):
             StreamStalled: nothing more came in time.
             ResponseTimeout: the answer lasts too long.
         """
-        answer = _Answer(sink.times, request.patience, request.spent)
+        sink.progress_at = 0.0  # what an attempt before this one did is none of it
+        answer = _Answer(sink, request.patience, request.spent)
         self._running.add(answer)
         self._rounds.begin()
         try:
@@ -86,8 +87,7 @@ class DeadlineEngine(EngineWrapper):
         now = monotonic()
         for answer in self._running:
             if answer.missed is None:
-                last = answer.times[-1] if answer.times else None
-                answer.missed = self._deadlines.missed(now, answer.begun, last, answer.patience)
+                answer.missed = self._deadlines.missed(now, answer.begun, answer.last, answer.patience)
                 if answer.missed is not None:
                     answer.limit.reschedule(asyncio.get_running_loop().time())
         return bool(self._running)
@@ -96,12 +96,17 @@ class DeadlineEngine(EngineWrapper):
 class _Answer:
     """One that runs: `missed` is the error of the deadline it missed."""
 
-    __slots__ = ("begun", "limit", "missed", "patience", "times")
+    __slots__ = ("begun", "limit", "missed", "patience", "sink")
 
-    def __init__(self, times: list[float], patience: float, spent: float) -> None:
-        self.times = times
+    def __init__(self, sink: Sink, patience: float, spent: float) -> None:
+        self.sink = sink
         # The whole was begun before this engine was asked; its first token need not come earlier for that.
         self.begun = monotonic() - spent
         self.patience = patience + spent
         self.limit = asyncio.timeout(None)
         self.missed: EngineError | None = None
+
+    @property
+    def last(self) -> float | None:
+        times, progress = self.sink.times, self.sink.progress_at
+        return max(times[-1] if times else progress, progress) or None

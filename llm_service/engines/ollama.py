@@ -3,6 +3,7 @@
 import re
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
+from time import monotonic
 from typing import Any
 
 import httpx
@@ -139,7 +140,7 @@ class OllamaEngine:
             ContextOverflow: the prompt is longer than the context window; nothing was generated.
             EngineError: anything else.
         """
-        answer = _Answer(self._label, sink.take, begun=request.messages[-1].role == "assistant")
+        answer = _Answer(self._label, sink, begun=request.messages[-1].role == "assistant")
         await self._http.stream("/api/chat", _encode(self._chat(request)), answer.feed)
         return answer.end()
 
@@ -159,7 +160,7 @@ class OllamaEngine:
         """Load the model as `generate` will ask for it; returns when it is in memory."""
         options = {**self._options, "num_ctx": context_window}
         body = {"model": model, "messages": [], "stream": False, "keep_alive": self._keep_alive, "options": options}
-        answer = _Answer(self._label, lambda _: None)
+        answer = _Answer(self._label, Sink(lambda _: None, []))
         await self._http.stream("/api/chat", _encode(body), answer.feed)
         answer.end()
 
@@ -265,24 +266,24 @@ class OllamaEngine:
 
 
 class _Answer:
-    """Reads one answer: bytes in, deltas out to `take`, and the end."""
+    """Reads one answer: bytes in, deltas out to `sink`, and the end."""
 
     __slots__ = (
         "_calls",
         "_label",
         "_last",
         "_lines",
-        "_original",
+        "_sink",
         "_tags",
         "_take",
     )
 
-    def __init__(self, label: str, take: TakeDelta, *, begun: bool = False) -> None:
+    def __init__(self, label: str, sink: Sink, *, begun: bool = False) -> None:
         self._label = label
-        self._original = take
+        self._sink = sink
         # The rest of an answer begins with what it begins with, be it space.
-        self._tags: ThinkTags | None = None if begun else ThinkTags(take, self._settle)
-        self._take: TakeDelta = take if self._tags is None else self._tags.take
+        self._tags: ThinkTags | None = None if begun else ThinkTags(sink.take, self._settle)
+        self._take: TakeDelta = sink.take if self._tags is None else self._tags.take
         self._lines = LineBuffer()
         self._calls: ToolCalls | None = None
         self._last: _Line | None = None
@@ -327,10 +328,11 @@ class _Answer:
         return Finish("length" if cut else "stop", _usage(last))
 
     def _settle(self) -> None:
-        self._take = self._original
+        self._take = self._sink.take
         self._tags = None
 
     def _call(self, calls: list[_Call]) -> None:
+        self._sink.progress_at = monotonic()
         if self._calls is None:
             self._calls = ToolCalls(self._label)
         for call in calls:

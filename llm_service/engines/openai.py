@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -182,7 +183,7 @@ class OpenAIEngine:
         chat = _encode(self._chat(request))
         try:
             async with asyncio.timeout(None) as limit:
-                answer = _Answer(self._label, self._refused, sink.take, limit, begun=_begun(request))
+                answer = _Answer(self._label, self._refused, sink, limit, begun=_begun(request))
                 await self._http.stream("/chat/completions", chat, answer.feed)
         except (EngineError, TimeoutError):
             if not answer.over:
@@ -317,7 +318,7 @@ class OpenAIEngine:
 
 
 class _Answer:
-    """Reads one answer: bytes in, deltas out to `take`, and the end. `refused` makes the error of an error event.
+    """Reads one answer: bytes in, deltas out to `sink`, and the end. `refused` makes the error of an error event.
 
     `limit` is around the reading of the stream: it is set once the answer is over.
     """
@@ -327,9 +328,9 @@ class _Answer:
         "_events",
         "_label",
         "_limit",
-        "_original",
         "_reason",
         "_refused",
+        "_sink",
         "_tags",
         "_take",
         "_usage",
@@ -339,7 +340,7 @@ class _Answer:
         self,
         label: str,
         refused: Callable[[Refusal], FastTalkError],
-        take: TakeDelta,
+        sink: Sink,
         limit: asyncio.Timeout,
         *,
         begun: bool = False,
@@ -347,10 +348,10 @@ class _Answer:
         self._label = label
         self._limit = limit
         self._refused = refused
-        self._original = take
+        self._sink = sink
         # The rest of an answer begins with what it begins with, be it space.
-        self._tags: ThinkTags | None = None if begun else ThinkTags(take, self._settle)
-        self._take: TakeDelta = take if self._tags is None else self._tags.take
+        self._tags: ThinkTags | None = None if begun else ThinkTags(sink.take, self._settle)
+        self._take: TakeDelta = sink.take if self._tags is None else self._tags.take
         self._events = SSEDecoder()
         self._calls: ToolCalls | None = None
         self._reason = ""
@@ -384,10 +385,11 @@ class _Answer:
         return Finish("length" if cut else "stop", self._usage)
 
     def _settle(self) -> None:
-        self._take = self._original
+        self._take = self._sink.take
         self._tags = None
 
     def _call(self, parts: list[_CallPart]) -> None:
+        self._sink.progress_at = monotonic()
         if self._calls is None:
             self._calls = ToolCalls(self._label)
         for part in parts:
@@ -411,6 +413,8 @@ class _Answer:
 
     def _finish(self, reason: str) -> None:
         if not self._reason:
+            # The wait for the usage is no silence either.
+            self._sink.progress_at = monotonic()
             self._limit.reschedule(asyncio.get_running_loop().time() + USAGE_SECONDS)
         self._reason = reason
 

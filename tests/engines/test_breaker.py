@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
+from time import monotonic
 
 import msgspec
 import pytest
@@ -11,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from llm_service.engines.base import timed
 from llm_service.engines.breaker import FIRST_REST, LEAST_CALLS, LONGEST_REST, WINDOW, Breaker, BreakerEngine
 from llm_service.engines.scripted import Fault, ScriptedEngine
+from llm_service.engines.wrapper import EngineWrapper
 from llm_service.errors import (
     CircuitOpen,
     ContextOverflow,
@@ -21,7 +24,7 @@ from llm_service.errors import (
     GenerationFailed,
     ModelNotFound,
 )
-from llm_service.generation import Delta
+from llm_service.generation import Delta, Finish, GenerationRequest, Sink
 from tests.engines.requests import a_request
 
 DOWN = EngineUnreachable("down")
@@ -339,6 +342,30 @@ async def test_a_trial_closes_it_at_the_first_word() -> None:
     await engines.ask(lambda _: states.append(engines.breaker.state))
     assert {"closed"} == set(states)
     assert "closed" == engines.breaker.state
+
+
+def _say(words: list[str], _: GenerationRequest) -> list[str]:
+    return words
+
+
+class CallingEngine(EngineWrapper):
+    """One that begins to write a tool call, says a word after its trial's time, and goes on."""
+
+    async def generate(self, request: GenerationRequest, sink: Sink) -> Finish:
+        sink.progress_at = monotonic()
+        await asyncio.sleep(0.1)
+        return await super().generate(request, sink)
+
+
+async def test_a_trial_that_calls_a_tool_goes_on() -> None:
+    """A call that is being written is an answer that has begun: it closes the breaker at its first word, or its end."""
+    answers: tuple[list[str], ...] = (["a "], [])
+    for words in answers:
+        engines = Engines(answer=partial(_say, words))
+        await engines.open()
+        calling = BreakerEngine(CallingEngine(engines.inner), engines.breaker, trial_timeout=0.02, clock=engines.clock)
+        await calling.generate(a_request(model="scripted"), timed(ignore))
+        assert "closed" == engines.breaker.state
 
 
 async def test_the_rest_goes_through() -> None:

@@ -1,6 +1,7 @@
 """Deadlines: a response is whole in time, or fails by the error of the deadline it missed."""
 
 import asyncio
+from time import monotonic
 
 import msgspec
 import pytest
@@ -8,7 +9,9 @@ import pytest
 from llm_service.engines.base import timed
 from llm_service.engines.deadlines import DeadlineEngine, Deadlines
 from llm_service.engines.scripted import Fault, ScriptedEngine
+from llm_service.engines.wrapper import EngineWrapper
 from llm_service.errors import EngineError, FirstTokenTimeout, GenerationFailed, ResponseTimeout, StreamStalled
+from llm_service.generation import Finish, GenerationRequest, Sink
 from tests.engines.requests import a_request
 
 LONG = 60.0
@@ -81,6 +84,47 @@ async def test_a_slow_answer_is_no_silence() -> None:
     """Tokens that come in time, each of them, may take longer together than one may."""
     _, engine = engines(first=0.5, between=0.5, rate=10)
     assert "a " * 6 == await said(engine)
+
+
+class CallingEngine(EngineWrapper):
+    """One that writes a tool call in so many parts, a tenth of a second each, behind a text or without, and stalls."""
+
+    def __init__(self, parts: int, *, text: bool, stalls: bool) -> None:
+        super().__init__(ScriptedEngine(lambda _: ["a "] if text else [], tokens_per_second=100_000))
+        self._parts, self._stalls = parts, stalls
+        self.written = 0
+
+    async def generate(self, request: GenerationRequest, sink: Sink) -> Finish:
+        finish = await super().generate(request, sink)
+        for _ in range(self._parts):
+            await asyncio.sleep(0.1)
+            sink.progress_at = monotonic()
+            self.written += 1
+        await asyncio.sleep(LONG if self._stalls else 0)
+        return finish
+
+
+@pytest.mark.parametrize("text", [True, False])
+@pytest.mark.parametrize("stalls", [True, False])
+async def test_a_tool_call_is_no_silence(text: bool, stalls: bool) -> None:
+    """It may be written for longer than an engine may be silent; one that stops within it has stalled."""
+    calling = CallingEngine(10, text=text, stalls=stalls)
+    engine = DeadlineEngine(calling, Deadlines(first_token=0.6, between_tokens=0.6, response=LONG))
+    if stalls:
+        with pytest.raises(StreamStalled):
+            await said(engine)
+    else:
+        assert ("a " if text else "") == await said(engine)
+    assert 10 == calling.written
+
+
+async def test_a_tool_call_of_an_earlier_attempt() -> None:
+    """It says nothing of this one, which has not begun."""
+    _, engine = engines(Fault(0), first=SHORT)
+    sink = timed(lambda _: None)
+    sink.progress_at = monotonic()
+    with pytest.raises(FirstTokenTimeout):
+        await engine.generate(a_request(model="scripted"), sink)
 
 
 async def test_a_talkative_engine_is_stopped() -> None:

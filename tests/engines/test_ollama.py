@@ -213,6 +213,14 @@ class TestAnswers:
         finish = Finish("tool_calls", Usage(7, 3), calls)
         assert ("Wait.", "", finish) == await collect(stream(engine, a_request()))
 
+    async def test_a_call_is_progress_and_no_token(self, fake: FakeServer, engine: OllamaEngine) -> None:
+        """An answer of calls alone has begun when the first is there."""
+        answering(fake, lines(calling(("a", {})), DONE))
+        sink = timed(lambda _: None)
+        await engine.generate(a_request(), sink)
+        assert sink.progress_at
+        assert [] == sink.times
+
     async def test_no_counting(self, fake: FakeServer, engine: OllamaEngine) -> None:
         """Ollama can't count the tokens of a text, and is not asked."""
         assert await engine.count_tokens("small", "hello") is None

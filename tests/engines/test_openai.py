@@ -234,6 +234,26 @@ class TestAnswers:
         finish = Finish("tool_calls", Usage(9, 4), calls)
         assert ("Wait.", "", finish) == await collect(stream(engine, a_request()))
 
+    async def test_a_part_of_a_call_is_progress_and_no_token(self, fake: FakeServer, engine: OpenAIEngine) -> None:
+        """A call that is being written is no silence, though nothing of it is handed over before it is whole."""
+        sink = timed(lambda _: None)
+
+        async def answer(exchange: Exchange) -> None:
+            await exchange.start()
+            await exchange.send(events(calling(index=0, id="x", function={"name": "a", "arguments": ""})))
+            while not sink.progress_at:
+                await asyncio.sleep(0)
+            first = sink.progress_at
+            await exchange.send(events(calling(index=0, function={"arguments": "{}"})))
+            while sink.progress_at == first:
+                await asyncio.sleep(0)
+            await exchange.send(events(said("tool_calls")) + DONE)
+
+        fake.answer = answer
+        async with asyncio.timeout(5):
+            assert Finish("tool_calls", None, (ToolCall("x", "a", "{}"),)) == await engine.generate(a_request(), sink)
+        assert [] == sink.times
+
     async def test_text_in_the_last_chunk(self, fake: FakeServer, engine: OpenAIEngine) -> None:
         """A chunk may bring the last text and the reason together; other choices are not ours."""
         other: dict[str, object] = {"choices": [{"index": 1, "delta": {"content": "no"}}]}
