@@ -9,7 +9,8 @@ from prometheus_client import CollectorRegistry
 
 from llm_service.errors import SpeechError, SpeechFailed
 from llm_service.events import Audio
-from llm_service.speech.base import Synthesizer, Utterance
+from llm_service.pacing import Supply
+from llm_service.speech.base import Synthesizer, TakeAudio, Utterance
 from llm_service.speech.endpoints import Endpoints
 from llm_service.speech.forwarder import PIECE_BYTES, Forwarder
 from llm_service.speech_metrics import SpeechMetrics
@@ -125,6 +126,29 @@ async def test_the_next_is_made_while_the_last_is_heard_but_not_far_ahead() -> N
         assert 8.0 == b.forwarder.supply.ahead  # the others will last as long as those did
         b.now += 1.5
         assert 2.5 == b.forwarder.ahead
+
+
+async def test_what_is_ahead_and_how_fast_more_is_made() -> None:
+    """Measured by the chunks before; what a chunk has been in the making for is taken off its time."""
+
+    class Paced(Fake):
+        async def synthesize(self, utterance: Utterance, take: TakeAudio) -> None:
+            b.now += 1.0
+            await super().synthesize(utterance, take)
+            b.now += 1.0
+
+    fake = Paced(parts=(a_wav(4.0),))
+    async with bench(fake) as b:
+        b.say(1, "twenty characters...")
+        await b.until_idle()
+        assert Supply(2.0, 0.0, 0.05, 0.1, 0.2) == pytest.approx(b.forwarder.supply)
+        fake.hangs = True
+        b.say(2, "twenty characters...")
+        assert 2.0 == pytest.approx(b.forwarder.supply.busy)
+        async with asyncio.timeout(10):
+            while len(fake.asked) < 2:
+                await asyncio.sleep(0)
+        assert Supply(1.0 + 4.0, 1.0, 0.05, 0.1, 0.2) == pytest.approx(b.forwarder.supply)
 
 
 async def test_a_client_that_takes_nothing_has_one_chunk_made_ahead() -> None:
