@@ -147,7 +147,10 @@ class Settings(BaseSettings):
     tts_model: str = Field("tts-1", min_length=1, description="asked of TTS servers of the kind openai")
     tts_voice: str = Field("", max_length=128, description="voice of sessions that choose none; empty: the TTS's own")
     tts_language: str = Field(
-        "en", pattern=r"^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,3}$", description="language of sessions that choose none"
+        "",
+        pattern=r"^([A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,3})?$",
+        description="language of sessions that choose none, as in en or pt-BR; empty: what the text is in, where the "
+        "TTS finds that out, else the TTS's own",
     )
     tts_speed: float = Field(1.0, ge=0.25, le=4, allow_inf_nan=False, description="speed of sessions that choose none")
     tts_format: AudioFormat = Field("wav", description="format of sessions that choose none")

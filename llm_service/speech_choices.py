@@ -12,7 +12,8 @@ class SpeechChoices:
     """What holds in a session whose answers are spoken.
 
     `audio` is whether its client takes the audio itself, in `binary` frames or in events; `chunks` whether it is told
-    of each chunk. `chosen` says that voice, language or speed are the client's own. An empty `voice` is the TTS's own.
+    of each chunk. `chosen` says that voice, language or speed are the client's own. An empty `voice` is the TTS's own,
+    an empty `language` the text's, as far as the TTS finds it out.
     """
 
     voice: str
@@ -31,7 +32,7 @@ class SpeechDefaults:
 
     enabled: bool = False
     voice: str = ""
-    language: str = "en"
+    language: str = ""
     speed: float = 1.0
     format: AudioFormat = "wav"
     formats: frozenset[AudioFormat] = frozenset()

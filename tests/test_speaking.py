@@ -226,6 +226,23 @@ async def test_rules_can_be_set() -> None:
     assert "**" in "".join(chunk["text"] for chunk in heard.chunks)
 
 
+@pytest.mark.parametrize(("chosen", "asked"), [({}, "auto"), ({"language": "zh"}, "zh")])
+async def test_no_language_is_claimed_that_nobody_chose(chosen: dict[str, Any], asked: str) -> None:
+    """Unless the client or TTS_LANGUAGE says which, the TTS finds it out where its wire lets it."""
+    async with fake_server() as tts:
+        tts.answer = doubles.GPTSoVITS()
+        environment = {"TTS_ENDPOINTS": f"gpt_sovits={tts.url}"}
+        async with (
+            live_service(engine("你好，今天天气很好。我们去公园吧。"), environment) as live,
+            live.connect() as socket,
+        ):
+            await begin(socket, **chosen)
+            await send(socket, "user_message", text="Hello")
+            await hear(socket)
+
+    assert {asked} == {exchange.json()["text_language"] for exchange in tts.exchanges if exchange.method == "POST"}
+
+
 async def test_sound_without_a_tts_is_refused_at_the_start() -> None:
     """The client is told what to do, and the session does not begin without it."""
     async with live_service(engine()) as live, live.connect() as socket:

@@ -31,13 +31,13 @@ class Utterance(msgspec.Struct, frozen=True, kw_only=True):
 
     `text` is what is to be heard, without markup; `start` and `end` are what it stands for in the response, in
     characters. `speed` is a factor, 1 for the voice's own. `final` marks the last chunk of the response, where that is
-    known. `language` is a BCP 47 tag; an empty `voice` is the endpoint's own. `chosen` says that a client chose voice,
-    language or speed: a TTS that cannot serve them may be well all the same.
+    known. `language` is a BCP 47 tag, or empty: nobody said; an empty `voice` is the endpoint's own. `chosen` says that
+    a client chose voice, language or speed: a TTS that cannot serve them may be well all the same.
     """
 
     text: str
     voice: str = ""
-    language: str = "en"
+    language: str = ""
     speed: float = 1.0
     format: AudioFormat = "wav"
     id: int = 0

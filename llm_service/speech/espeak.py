@@ -10,6 +10,7 @@ from llm_service.errors import SpeechRejected, SpeechTimeout, SpeechUnavailable
 from llm_service.speech.base import Kind, TakeAudio, Utterance
 
 PROGRAM = "espeak-ng"
+DEFAULT_VOICE = "en"
 # Its own default, and the bounds it takes.
 WORDS_PER_MINUTE = 175
 SLOWEST, FASTEST = 80, 450
@@ -37,7 +38,7 @@ class EspeakSynthesizer:
             SpeechError: it could not be had.
         """
         speed = min(max(round(WORDS_PER_MINUTE * utterance.speed), SLOWEST), FASTEST)
-        voice = utterance.voice or self._voice or utterance.language.lower()
+        voice = utterance.voice or self._voice or utterance.language.lower() or DEFAULT_VOICE
         # The text by standard input: arguments are for everyone on the machine to see.
         async with _process(self._program, "--stdin", "--stdout", "-b", "1", "-v", voice, "-s", str(speed)) as process:
             assert process.stdin is not None

@@ -84,12 +84,13 @@ class FastTalkSynthesizer:
         """Have it spoken; return the name of the file."""
         request: dict[str, object] = {
             "text": utterance.text,
-            "lang": _language(utterance.language),
             "speed": utterance.speed,
             "format": "mp3" if utterance.format == "mp3" else "wav",
         }
         if voice := utterance.voice or self._voice:
             request["voice"] = voice
+        if utterance.language:
+            request["lang"] = _language(utterance.language)
         try:
             # One connection an utterance: closing it is all the cancel there is.
             async with connect(

@@ -29,9 +29,12 @@ async def test_the_file_is_read_from_the_mount(tmp_path: Path) -> None:
     """Its output folder, mounted here, has the file that it names."""
     async with doubles.fasttalk_tts(tmp_path) as double:
         data, rate = await rendered(synthesizer(double.url, tmp_path), format="pcm", voice="a:60,b:40", speed=1.5)
+        await spoken(synthesizer(double.url, tmp_path), format="wav", language="en")
+        await spoken(synthesizer(double.url, tmp_path), format="wav", language="pt-BR")
 
     assert (doubles.samples(), doubles.RATE) == (data, rate)
-    assert [{"text": SENTENCE, "lang": "en-us", "speed": 1.5, "format": "wav", "voice": "a:60,b:40"}] == double.requests
+    assert {"text": SENTENCE, "speed": 1.5, "format": "wav", "voice": "a:60,b:40"} == double.requests[0]
+    assert ["en-us", "pt-br"] == [request["lang"] for request in double.requests[1:]]
 
 
 async def test_the_file_is_fetched_by_http(tmp_path: Path, tts: FakeServer) -> None:

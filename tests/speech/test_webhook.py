@@ -39,7 +39,7 @@ async def test_a_chunk_is_posted_with_all_that_is_known(tts: FakeServer, path: s
         "end": 30,
         "session": "s",
         "turn": 2,
-        "language": "en",
+        "language": "",
         "voice": "",
         "speed": 1.0,
         "final": True,
