@@ -23,6 +23,7 @@ class KeyFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._content: bytes | None = None
+        self._last_look: bytes | None = None
         self._problem = ""
 
     def __repr__(self) -> str:
@@ -46,12 +47,15 @@ class KeyFile:
         """Call `changed` with the keys each time that they are others, for ever.
 
         While the file cannot be read, or is no file of keys, what was read last counts; the log says so once.
+        A file whose last line has no end may be one that is being written: it counts when the next look finds the same.
         """
         while True:
             await asyncio.sleep(EVERY)
             try:
                 content = await asyncio.to_thread(self._read)
-                if content != self._content:
+                seen, self._last_look = self._last_look, content
+                whole = content.endswith((b"\n", b"\r")) or content == seen
+                if whole and content != self._content:
                     keys = self._keys(content)
                     self._content = content
                     _log.info("api_keys_changed", keys=len(keys))

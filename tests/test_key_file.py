@@ -132,6 +132,22 @@ async def test_changes_are_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert changes.told.empty()
 
 
+async def test_a_half_that_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A last line without an end counts only if the next look finds the same: no part of a key is a key meanwhile."""
+    monkeypatch.setattr(key_file, "EVERY", 0.001)
+    path.write_text("one\nbert\n")
+    file = KeyFile(path)
+    file.load()
+    looks = iter(
+        [b"one\nbe", b"one\nbert", b"one\nbert\n", b"", b"six", b"one\nbert\n", b"six", b"ten\n", b"one", b"one"]
+    )
+    monkeypatch.setattr(file, "_read", lambda: next(looks, b"end\n"))
+    with structlog.testing.capture_logs() as lines:
+        async with watched(file) as changes:
+            assert [("ten",), ("one",), ("end",)] == [await changes.next() for _ in range(3)]
+    assert not [line for line in lines if line["event"] == "api_keys_file_broken"]
+
+
 async def test_a_file_that_breaks_meanwhile(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that breaks or goes away changes nothing; each reason is logged once, without what is in the file."""
     monkeypatch.setattr(key_file, "EVERY", 0.01)
