@@ -58,6 +58,15 @@ def roughly_most_tokens(text: str) -> int:
     return len(text.encode()) + TOKENS_PER_MESSAGE
 
 
+def said_tokens(text: str, deltas: int) -> int:
+    """Tokens of an answer that came in so many deltas: one each, unless they are longer than tokens are.
+
+    Some engines hand over several tokens at once: then it is a guess on the high side.
+    """
+    size = len(text.encode())
+    return deltas if size <= deltas * MOST_BYTES_PER_TOKEN else int(size / INITIAL_BYTES_PER_TOKEN) + 1
+
+
 def fewest_tokens(text: str) -> int:
     """Tokens that this text has at least."""
     return int(len(text.encode()) / MOST_BYTES_PER_TOKEN)

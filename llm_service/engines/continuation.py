@@ -8,23 +8,27 @@ import msgspec
 
 from llm_service.engines.think_tags import OPENING
 from llm_service.generation import Delta, Finish, GenerationRequest, Message, Sink, TakeDelta
+from llm_service.token_estimate import said_tokens
 
 
 class Continuation:
-    """What is left of one answer: `request` asks for it, `sink` takes it, `whole` makes one end of both parts."""
+    """What is left of one answer: `request` asks for it, `sink` takes it, `whole` makes one end of both parts.
 
-    __slots__ = ("_original", "_space", "_tokens", "request", "sink")
+    `said` is the part that is there.
+    """
+
+    __slots__ = ("_limit", "_original", "_space", "_tokens", "request", "said", "sink")
 
     def __init__(self, request: GenerationRequest, said: str, sink: Sink) -> None:
+        self.said = said
         prefix = said.rstrip()
         # White space at the end belongs to the next token, and templates drop it.
         self._space = said[len(prefix) :]
-        self._tokens = len(sink.times)
+        self._tokens = said_tokens(said, len(sink.times))
         self._original = sink
         messages = (*request.messages, Message("assistant", prefix)) if prefix else request.messages
-        left = max(1, request.sampling.max_tokens - self._tokens)
-        sampling = msgspec.structs.replace(request.sampling, max_tokens=left)
-        self.request = msgspec.structs.replace(request, messages=messages, sampling=sampling)
+        self._limit = request.sampling.max_tokens
+        self.request = self._bounded(msgspec.structs.replace(request, messages=messages))
         self.sink = Sink(self._taker(sink.take), [])
 
     @classmethod
@@ -36,6 +40,14 @@ class Continuation:
         said = None if request.tools or sink.said is None else sink.said()
         return None if said is None else cls(request, said, sink)
 
+    def counted(self, request: GenerationRequest, tokens: int) -> GenerationRequest:
+        """Return `request` for as many tokens as are left by an engine's count of what was said.
+
+        Another tokenizer may need fewer than the one that said it, which is what the client's limit was for.
+        """
+        self._tokens = max(tokens, len(self._original.times))
+        return self._bounded(request)
+
     def whole(self, finish: Finish) -> Finish:
         """Return the end of the whole answer: what was said before counts to it, and not to the prompt."""
         if finish.usage is None:
@@ -46,6 +58,10 @@ class Continuation:
             completion_tokens=finish.usage.completion_tokens + self._tokens,
         )
         return msgspec.structs.replace(finish, usage=usage)
+
+    def _bounded(self, request: GenerationRequest) -> GenerationRequest:
+        sampling = msgspec.structs.replace(request.sampling, max_tokens=max(1, self._limit - self._tokens))
+        return msgspec.structs.replace(request, sampling=sampling)
 
     def _taker(self, take: TakeDelta) -> TakeDelta:
         def go_on(delta: Delta) -> None:

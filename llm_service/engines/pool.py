@@ -137,9 +137,16 @@ class PoolEngine(EngineWrapper):
         """Return who may be asked now; of an answer that has begun those that are seen to go on with it."""
         request, tried = errand.request, errand.tried
         usable = self._usable(request.model, tried)
-        if request.messages[-1].role != "assistant":
+        if errand.rest is None or request.messages[-1].role != "assistant":
             return usable
-        found = await asyncio.gather(*(_goes_on(member, request) for member in usable))
+        said = errand.rest.said
+        found, counts = await asyncio.gather(
+            asyncio.gather(*(_goes_on(member, request) for member in usable)),
+            asyncio.gather(*(member.engine.count_tokens(request.model, said) for member in usable)),
+        )
+        # What the client asked for holds for both parts, whichever of them goes on.
+        if most := max((count for count in counts if count is not None), default=0):
+            errand.request = errand.rest.counted(request, most)
         able = [member for member, goes_on in zip(usable, found, strict=True) if goes_on]
         # Nobody else comes into question meanwhile: it was not looked at.
         tried |= {member.name for member in self._members if member not in able}

@@ -92,6 +92,30 @@ def test_the_end_counts_both_parts() -> None:
     assert 1 == Continuation(a_request(max_tokens=2), "a", Client("").sink).request.sampling.max_tokens
 
 
+@pytest.mark.parametrize(
+    ("said", "deltas", "left"),
+    [
+        ("one two three", 3, 97),
+        ("Donaudampfschiff ist ", 4, 96),
+        ("one two three four five six ", 2, 90),  # 28 bytes in two deltas are no two tokens
+        ("one two " * 100, 10, 1),
+    ],
+)
+def test_deltas_of_several_tokens(said: str, deltas: int, left: int) -> None:
+    """An engine that bundles tokens leaves no more than the client's limit does; its tokens are guessed."""
+    going_on = Continuation(a_request(max_tokens=100), said, Client(said, deltas).sink)
+    assert left == going_on.request.sampling.max_tokens
+
+
+@pytest.mark.parametrize(("counted", "tokens"), [(7, 7), (2, 3)])
+def test_a_count_of_what_was_said(counted: int, tokens: int) -> None:
+    """An engine's count stands instead of the guess, unless there were more deltas: each has a token at least."""
+    said = "one two three four five six seven "
+    going_on = Continuation(a_request(max_tokens=100), said, Client(said, 3).sink)
+    assert 100 - tokens == going_on.counted(going_on.request, counted).sampling.max_tokens
+    assert Finish("stop", Usage(50, tokens + 1)) == going_on.whole(Finish("stop", Usage(50 + tokens, 1)))
+
+
 def test_what_can_be_gone_on_with() -> None:
     """Text, whose whole is known; no tools, and no reasoning."""
     client = Client("one")

@@ -336,6 +336,15 @@ class TestGoingOn:
         moment = "after" if after else "before"
         assert 1.0 == pool.count("failovers_total", engine="a", first_token=moment)
 
+    async def test_the_other_counts_what_was_said(self) -> None:
+        """Of an engine that hands over several tokens at once: the limit holds for both parts together."""
+        pool = Pool("a", "b", words=["one two three ", "four five six ", "seven"])
+        await pool.look()
+        pool.inner["a"].fail(GenerationFailed("it broke"), after=2)
+        await pool.answer(a_request(model="test", max_tokens=50), goes_on=True)
+        (asked,) = pool.inner["b"].requests
+        assert 50 - 6 == asked.sampling.max_tokens
+
     async def test_what_the_other_is_asked(self) -> None:
         """The conversation, and what was said as the last message, without the space at its end."""
         pool = Pool("a", "b", words=WORDS)
