@@ -39,14 +39,16 @@ _log = structlog.get_logger(__name__)
 class Archive:
     """Saves, claims and fetches sessions for the process `owner`, a name no other process has.
 
-    What is saved is kept for `ttl` seconds. A fetch waits for another process for up to `patience` seconds.
+    What is saved is kept for `ttl` seconds. A fetch waits for another process for up to `patience` seconds after that
+    one saved the session last, and for up to `at_most` seconds in all.
     """
 
-    def __init__(self, store: Store, *, owner: str, ttl: float, patience: float) -> None:
+    def __init__(self, store: Store, *, owner: str, ttl: float, patience: float, at_most: float) -> None:
         self._store = store
         self._owner = owner
         self._ttl = ttl
         self._patience = patience
+        self._at_most = at_most
         self._unsaved: set[LiveSession] = set()
         self._changed = asyncio.Event()
         self._claimed: set[str] = set()
@@ -113,7 +115,7 @@ class Archive:
         """
         self._arriving[session_id] += 1
         try:
-            if not await self._is_there(session_id, key) or not await self._claim(session_id, wanted):
+            if not await self._is_there(session_id, key) or not await self._claim(session_id, key, wanted):
                 return None
             # What was saved meanwhile counts.
             record = await self._load(session_id, key)
@@ -143,10 +145,14 @@ class Archive:
             await asyncio.sleep(TRY_EVERY)
         return True
 
-    async def _claim(self, session_id: str, wanted: Callable[[], bool]) -> bool:
-        """Claim the session, and ask whoever has it for it; returns whether it is ours."""
-        until, ask_at = monotonic() + self._patience, 0.0
-        while wanted() and monotonic() < until:
+    async def _claim(self, session_id: str, key: str, wanted: Callable[[], bool]) -> bool:
+        """Claim the session, and ask whoever has it for it; returns whether it is ours.
+
+        One whose response runs is saved again and again by its process, and is waited for meanwhile.
+        """
+        began = monotonic()
+        until, end, ask_at, saved_at = began + self._patience, began + self._at_most, 0.0, 0.0
+        while wanted() and monotonic() < min(until, end):
             async with self._lock(session_id):
                 other = await self._store.claim(session_id, self._owner, ttl=CLAIM_SECONDS)
                 if other is None:
@@ -155,6 +161,9 @@ class Archive:
             if monotonic() >= ask_at:
                 ask_at = monotonic() + ASK_EVERY
                 await self._store.ask(other, session_id)
+                record = await self._load(session_id, key)
+                if record is not None and record.saved_at != saved_at:
+                    saved_at, until = record.saved_at, monotonic() + self._patience
             await asyncio.sleep(TRY_EVERY)
         return False
 

@@ -9,7 +9,7 @@ from time import monotonic, time
 import pydantic
 import structlog
 
-from llm_service.archive import Archive
+from llm_service.archive import ASK_EVERY, Archive
 from llm_service.errors import FastTalkError, InvalidConfig
 from llm_service.events import StartSession
 from llm_service.live_session import Listener, LiveSession, is_worth_keeping
@@ -23,6 +23,8 @@ HAND_OVER_EVERY = 0.05
 # A session that its client came to so lately, in seconds, may have been asked for before that: its client went on from
 # there to here. Whoever still wants it asks again.
 JUST_CAME = 1.0
+# A session that another process asked for so lately, in seconds, has a client that waits for it there.
+WAITED_FOR = 4 * ASK_EVERY
 # While the store fails so many times MAX_RESTING_SESSIONS rest here; past it those that rest longest are dropped.
 MOST_UNSAVED = 2
 # For all sessions to be saved at the stop, in seconds.
@@ -35,8 +37,8 @@ class Resumption:
     """Keeps the live sessions of one process by their ids.
 
     Times in seconds. For `window` after a connection's end a client gets what it missed; a response that runs then is
-    stopped after `generate`, or at once if the client said goodbye. At most `max_resting` sessions wait here.
-    `employ` makes a session live.
+    stopped after `generate` unless its client waits for it in another process, or at once if the client said goodbye.
+    At most `max_resting` sessions wait here. `employ` makes a session live.
     """
 
     def __init__(
@@ -172,7 +174,7 @@ class Resumption:
         """Stop what nobody comes back for, and make room; called a few times a second."""
         for live in tuple(self._alone):
             live.watch(now)
-            if now - self._resting[live] > self._generate or live.outbox.lost:
+            if now - self._resting[live] > self._patience(live) or live.outbox.lost:
                 live.desert()
                 self._archive.changed(live)
             if live.session.running is None:
@@ -180,6 +182,10 @@ class Resumption:
         # The longest come first: as long as nobody is due, all that rest together cost one look.
         for live in tuple(takewhile(lambda live: now - self._resting[live] > self._window, self._resting)):
             self._let_go(live, now)
+
+    def _patience(self, live: LiveSession) -> float:
+        """For how long a response goes on without a client, in seconds."""
+        return max(self._generate, WAITED_FOR) if live in self._asked_for else self._generate
 
     def revoke(self, revoked: Callable[[str], bool]) -> None:
         """Stop the responses whose client is away, and whose key's digest `revoked` says is of no use any more."""
@@ -208,13 +214,21 @@ class Resumption:
     async def hand_over(self, session_id: str) -> None:
         """Give a session up for another process, once its response is over. One that cannot be saved stays.
 
+        While it is asked for again and again its client waits there: its response goes on, and it is saved, by which
+        the other sees that it is worth waiting.
+
         Raises:
             StoreUnavailable: the claim of a session that is not here could not be given up.
         """
         live = self._known.get(session_id)
         if live is None:
             await self._archive.give_up(session_id)
-        elif live not in self._asked_for:
+            return
+        if live in self._resting and live.session.running is not None:
+            del self._resting[live]  # to the end of them
+            self._resting[live] = monotonic()
+            self._archive.changed(live)
+        if live not in self._asked_for:
             self._asked_for.add(live)
             try:
                 await self._give(live)
@@ -228,9 +242,9 @@ class Resumption:
             live.listener.displaced()
             live.detach()
             self._resting[live] = monotonic()
-        self._alone.discard(live)
-        until = monotonic() + self._generate
-        while live.session.running is not None and live.listener is None and monotonic() < until:  # noqa: ASYNC110
+            if live.session.running is not None:
+                self._alone.add(live)
+        while live.session.running is not None and live.listener is None:  # noqa: ASYNC110 - `watch` ends it
             await asyncio.sleep(HAND_OVER_EVERY)
         if live.known_as and live.listener is None:
             await self._put_away(live)

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from llm_service import __version__
 from llm_service.access import AccessPolicy
-from llm_service.archive import Archive
+from llm_service.archive import CLAIM_SECONDS, Archive
 from llm_service.chunk_hook import ChunkHook, OnChunk
 from llm_service.config import Settings
 from llm_service.connection import Connection, ConnectionLimits
@@ -45,7 +45,8 @@ WATCH_INTERVAL = 0.25
 # The same while it drains, so that the last answer's end is soon followed by the process's.
 DRAIN_INTERVAL = 0.05
 
-# Seconds that a client who comes back waits for another process, beside those of a response that ends there.
+# Seconds that a client who comes back waits for another process, beside those for which the claim of one that was
+# killed stands, and those of a response that ends there.
 PATIENCE = 5.0
 
 State = Literal["starting", "ready", "draining", "stopped"]
@@ -244,7 +245,8 @@ class Service:
             store,
             owner=str(uuid.uuid4()),
             ttl=settings.session_timeout,
-            patience=settings.resume_generate + PATIENCE,
+            patience=CLAIM_SECONDS + PATIENCE,
+            at_most=settings.response_timeout + CLAIM_SECONDS + PATIENCE,
         )
         self.resumption = Resumption(
             self.manager,

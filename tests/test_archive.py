@@ -326,3 +326,50 @@ async def test_changes_that_end_no_response_are_saved(
             while not kept(records.load(await store.load(session_id) or b"")):  # type: ignore[arg-type]
                 await asyncio.sleep(0.01)
         await store.aclose()
+
+
+def hurry(live: Live) -> None:
+    """Let a fetch wait for another process for a second after that one saved the session last."""
+    live.service.resumption._archive._patience = 1.0
+
+
+async def test_a_long_response_goes_on_for_a_client_that_waits_elsewhere(tmp_path: Path) -> None:
+    """Whoever comes back to another process gets all of an answer that lasts far longer than RESUME_GENERATE."""
+    engine, environment = scripted(100), shared(tmp_path, RESUME_GENERATE="0.3")
+    async with live_service(engine, environment) as one, live_service(engine, environment) as other:
+        hurry(other)
+        session_id, events = await begin(one, 600)
+        answer, said = await rest_of(other, session_id, events)
+        assert (True, session_id) == (answer["resumed"], answer["session_id"])
+        assert text("a", 600) == said
+
+
+async def test_a_client_that_waits_elsewhere_no_longer(tmp_path: Path) -> None:
+    """A response that nobody waits for any more, here or elsewhere, is stopped."""
+    engine, environment = scripted(100), shared(tmp_path, RESUME_GENERATE="0.3")
+    async with live_service(engine, environment) as one, live_service(engine, environment) as other:
+        session_id, events = await begin(one, 100_000)
+        socket = await other.connect()
+        await send(socket, "start_session", session_id=session_id, last_seq=events[-1]["seq"])
+        await until(lambda: one.service.resumption._asked_for)
+        assert engine.running
+        socket.transport.abort()
+        await until(lambda: not engine.running and not one.service.resumption.busy)
+
+
+async def test_one_that_its_process_cannot_save_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that comes back to another process while its own can't save gets a new session before long."""
+    engine, environment = scripted(100), shared(tmp_path, RESUME_GENERATE="0.3")
+    async with live_service(engine, environment) as one, live_service(engine, environment) as other:
+        hurry(other)
+        store = await SQLiteStore.open(str(tmp_path / "sessions"), timeout=5.0)
+        session_id, events = await begin(one, 100_000)
+        await saved(store, session_id, 0)
+        await store.aclose()
+        Gate(one, monkeypatch, StoreUnavailable("it is down"))
+        answer, _ = await rest_of(other, session_id, events)
+        assert not answer["resumed"]
+        assert session_id != answer["session_id"]
+        assert one.service.resumption.find(session_id, "") is not None
