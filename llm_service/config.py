@@ -107,7 +107,9 @@ class Settings(BaseSettings):
     engine_retries: int = Field(
         2, ge=0, le=10, description="times an engine that fails before its first token is asked again"
     )
-    retry_budget: Seconds = Field(10.0, description="seconds that all attempts may wait for each other")
+    retry_budget: Seconds = Field(
+        10.0, description="seconds from the first failure on in which another attempt may begin"
+    )
     load_timeout: Seconds = Field(300.0, description="seconds Ollama may take to load a model that is not in memory")
     first_token_timeout: Seconds = Field(300.0, description="seconds an engine may take to begin its answer")
     token_timeout: Seconds = Field(60.0, description="seconds an engine may be silent within its answer")

@@ -24,6 +24,9 @@ LONGEST_WAIT = 2.0
 class RetryingEngine(EngineWrapper):
     """An engine that is asked up to `retries` times more, within `budget` seconds from its first failure on.
 
+    No attempt begins later than that. One that has begun is not cut: a prompt may take longer to read, and the engine's
+    own deadlines hold for it.
+
     `retried` hears of each failure that is followed by another attempt. An engine that says when it can be asked
     again (`retry_after`) is not asked earlier, and not at all if that is past the budget.
     """

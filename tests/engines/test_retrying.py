@@ -9,6 +9,7 @@ import pytest
 from llm_service.engines.base import timed
 from llm_service.engines.retrying import RetryingEngine
 from llm_service.engines.scripted import Fault, ScriptedEngine
+from llm_service.engines.wrapper import EngineWrapper
 from llm_service.errors import (
     CircuitOpen,
     ContextOverflow,
@@ -19,8 +20,10 @@ from llm_service.errors import (
     FastTalkError,
     GenerationFailed,
 )
+from llm_service.generation import Finish, GenerationRequest, Sink
 from tests.engines.requests import a_request
 
+SHORT = 0.2  # seconds, longer than the first wait between two attempts
 WORDS = ["a ", "b ", "c "]
 
 
@@ -92,6 +95,27 @@ async def test_the_budget() -> None:
         with pytest.raises(EngineUnreachable, match="busy"):
             await asked.ask()
     assert 1 == len(asked.inner.requests)
+
+
+class SlowEngine(EngineWrapper):
+    """One that takes longer to answer, or to fail, than the budget is."""
+
+    async def generate(self, request: GenerationRequest, sink: Sink) -> Finish:
+        await asyncio.sleep(2 * SHORT)
+        return await super().generate(request, sink)
+
+
+@pytest.mark.parametrize(("failures", "attempts", "text"), [(1, 2, "a b c "), (2, 2, "")])
+async def test_the_budget_bounds_when_an_attempt_begins(failures: int, attempts: int, text: str) -> None:
+    """One that began in time may last longer than the budget and answer; after it no other begins."""
+    asked = Asked([Fault(0, EngineUnreachable("gone"))] * failures)
+    asked.engine = RetryingEngine(SlowEngine(asked.inner), retries=9, budget=SHORT)
+    if text:
+        assert text == await asked.ask()
+    else:
+        with pytest.raises(EngineUnreachable, match="gone"):
+            await asked.ask()
+    assert attempts == len(asked.inner.requests)
 
 
 async def test_an_engine_that_says_when_is_not_asked_earlier() -> None:
