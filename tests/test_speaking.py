@@ -16,6 +16,7 @@ from websockets.exceptions import ConnectionClosed
 from llm_service.audio_frames import read_frame
 from llm_service.chunk_hook import OnChunk
 from llm_service.engines.scripted import Fault, ScriptedEngine
+from llm_service.errors import GenerationFailed
 from llm_service.events import Audio
 from llm_service.sentences import Chunker
 from llm_service.speech import endpoints
@@ -491,7 +492,7 @@ async def until_free(slow: Slow) -> None:
 
 
 @pytest.mark.parametrize("rate", [20.0, 5000.0], ids=["while the text runs", "when the text is over"])
-@pytest.mark.parametrize("how", ["cancel", "end_session", "start_session", "user_message", "disconnect"])
+@pytest.mark.parametrize("how", ["cancel", "end_session", "start_session", "user_message", "disconnect", "lost"])
 async def test_who_wants_no_more_gets_no_more(tts: FakeServer, how: str, rate: float) -> None:
     """Each way of not listening drops what waits, and closes the TTS's request on the wire."""
     slow = tts.answer = Slow(pieces=10_000)
@@ -504,6 +505,8 @@ async def test_who_wants_no_more_gets_no_more(tts: FakeServer, how: str, rate: f
 
         if how == "disconnect":
             await socket.close()
+        elif how == "lost":
+            socket.transport.abort()
         elif how == "user_message":
             tts.answer = doubles.openai
             await send(socket, "user_message", text="Stop")
@@ -514,6 +517,28 @@ async def test_who_wants_no_more_gets_no_more(tts: FakeServer, how: str, rate: f
         if how != "user_message":
             assert asked == posted(tts)
             assert not live_session.speaking
+
+
+async def test_no_sound_follows_an_answer_that_failed(tts: FakeServer) -> None:
+    """An engine that breaks off within its answer ends its sound, too: the turn is undone."""
+    slow = tts.answer = Slow(pieces=10_000)
+    scripted = engine(rate=20.0)
+    scripted.faults.append(Fault(after_tokens=12, error=GenerationFailed("gone")))
+    async with speaking(tts, scripted) as live, live.connect() as socket:
+        await begin(socket)
+        await send(socket, "user_message", text="Hello")
+        heard = await until_sound(socket)
+        async with asyncio.timeout(10):
+            while not heard.terminal:
+                heard.take(await socket.recv())
+        await until_free(slow)
+        asked = posted(tts)
+        await send(socket, "update_config", config={})
+        after = await receive(socket)
+
+    assert "error" == heard.terminal["type"]
+    assert "session_configured" == after["type"]
+    assert 1 == asked == posted(tts)
 
 
 async def test_no_sound_follows_a_cancel(tts: FakeServer) -> None:

@@ -1,6 +1,7 @@
 """Several TTS servers as one."""
 
 import asyncio
+from time import monotonic
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -200,6 +201,26 @@ async def test_cancel_says_nothing_about_the_tts() -> None:
     assert 2 * LEAST_CALLS == fake.aborted
     assert 0 == failures(registry, "openai")
     assert "closed" == endpoints.all[0].breaker.state
+
+
+async def test_a_cancelled_trial_is_followed_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A barge-in within the one call that tries a TTS again must not leave it alone for ever."""
+    fake = Fake(error=SpeechUnavailable("gone"), parts=())
+    endpoints, _ = made(fake)
+    for _ in range(LEAST_CALLS):
+        with pytest.raises(SpeechUnavailable, match="gone"):
+            await speak(endpoints)
+    later = monotonic() + 1000.0
+    monkeypatch.setattr(module, "monotonic", lambda: later)
+    fake.hangs = True
+    task = asyncio.create_task(speak(endpoints))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert 1 == fake.aborted
+    fake.hangs, fake.error, fake.parts = False, None, (a_wav(),)
+
+    assert a_wav()[44:] == await speak(endpoints)
 
 
 async def test_without_audio_only_a_webhook_is_asked() -> None:

@@ -66,7 +66,7 @@ async def test_cancel_kills_its_process(tmp_path: Path) -> None:
     (process,) = set(psutil.Process().children()) - set(others)
 
     task.cancel()
-    await asyncio.wait([task])
+    await asyncio.wait([task], timeout=10)
 
     assert task.cancelled()
     assert not process.is_running()

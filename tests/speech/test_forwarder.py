@@ -169,6 +169,38 @@ async def test_a_client_that_takes_nothing_has_one_chunk_made_ahead() -> None:
     assert [1, 1, 2, 2, 3, 3] == [audio.chunk for audio in b.listener.heard]
 
 
+async def test_what_was_held_for_the_client_is_dropped_with_the_rest() -> None:
+    """Sound that it had not taken when all was dropped is not given once it takes some again."""
+    async with bench(Fake()) as b:
+        b.listener.takes = False
+        b.say(1)
+        await b.until_idle()
+        held = b.forwarder.busy
+        b.forwarder.hush()
+        b.listener.takes = True
+        b.forwarder.ready()
+        assert (True, False) == (held, b.forwarder.busy)
+        b.say(2)
+        await b.until_idle()
+
+    assert [2, 2] == [audio.chunk for audio in b.listener.heard]
+
+
+async def test_nothing_is_ahead_of_a_silenced_client() -> None:
+    """What it was sent and will not hear holds up no later chunk."""
+    fake = Fake(parts=(a_wav(2.0),))
+    async with bench(fake, max_ahead=1.0) as b:
+        b.say(1)
+        await b.until_idle()
+        assert 2.0 == b.forwarder.ahead
+        b.forwarder.hush()
+        assert 0.0 == b.forwarder.ahead
+        b.say(2)
+        await b.until_idle()
+
+    assert [1, 2] == [utterance.id for utterance in fake.asked]
+
+
 @pytest.mark.parametrize("at", range(4))
 async def test_a_failure_costs_the_response_its_sound_once(at: int) -> None:
     """Whichever chunk fails, one error is told, the rest of that response is silent, and the next is spoken again."""
