@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import re
 from collections.abc import Iterable
 
 import httpx
@@ -39,7 +40,8 @@ WORDS = TOLD.split()
 
 def _echo(request: GenerationRequest) -> Iterable[str]:
     if request.messages[0].content.startswith("You condense"):
-        return ["They ", "spoke ", "of ", "boats."]
+        numbered = re.findall(r"^User: (\d+) ", request.messages[-1].content, re.MULTILINE)
+        return [*(f"{number}, " for number in numbered), "They ", "spoke ", "of ", "boats."]
     return [f"{word} " for word in request.messages[-1].content.split()[:20]]
 
 
