@@ -40,7 +40,8 @@ WINDOWS_DROPPED = 2
 
 
 class Turns:
-    """What a session is beside its beginning and its end, which are the subclass's.
+    """What a session is beside its beginning and its end, which are the subclass's: it gives the `id`, and calls
+    `_start_over` before anything is said.
 
     Every method that takes an event returns the effects it has; a delta alone, since there is one for every token, is
     sent on from within the call that takes it. Times are in seconds.
@@ -65,6 +66,9 @@ class Turns:
         "id",
     )
 
+    id: str
+    _active_at: float
+
     def __init__(self, defaults: SessionDefaults) -> None:
         self._defaults = defaults
         self._response: Response | None = None
@@ -74,10 +78,7 @@ class Turns:
         self._asides = False  # something was asked of the engine beside the turns
         self._refusing: FastTalkError | None = None
         self._queue: list[events.UserMessage] = []
-        self._active_at = 0.0
         self.counters = Counters()
-        self.id = ""
-        self._start_over(SessionConfig())
 
     def _start_over(self, config: SessionConfig) -> None:
         """Forget what was said."""
