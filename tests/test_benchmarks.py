@@ -2,13 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from benchmarks import fake_engine, floor, load, wire
+from benchmarks import floor, load, wire
 from benchmarks.clients import Plan, Turn
 from benchmarks.fake_stream import State
 from benchmarks.figures import (
@@ -25,37 +25,16 @@ from benchmarks.guard import Baseline, verdict
 from benchmarks.measure import cpu_seconds, memory
 from benchmarks.script import VOCABULARY, Script, parse
 from llm_service.engines.base import Engine
-from llm_service.engines.ollama import OllamaEngine
-from llm_service.engines.openai import OpenAIEngine
 from llm_service.errors import EngineError
-from llm_service.generation import Delta, Finish, GenerationRequest, Message, SamplingParams
+from llm_service.generation import Delta, Finish
+from tests.bench_engine import ENGINES, bench_engine, request
 from tests.engines.requests import stream
-
-ENGINES: dict[str, Callable[[int], Engine]] = {
-    "ollama": lambda port: OllamaEngine(f"http://127.0.0.1:{port}"),
-    "openai": lambda port: OpenAIEngine(f"http://127.0.0.1:{port}/v1"),
-}
 
 
 @pytest.fixture
 async def fake() -> AsyncGenerator[tuple[State, int], None]:
-    """Run the fake engine in this process."""
-    state = State()
-    server = await fake_engine.serve(0, state)
-    yield state, server.sockets[0].getsockname()[1]
-    server.close()
-    # Those who left are noticed by the loop, not at once; those who stay are cut off.
-    for transport in state.open:
-        transport.abort()
-    async with asyncio.timeout(5):
-        while state.open:
-            await asyncio.sleep(0)
-
-
-def request(script: Script) -> GenerationRequest:
-    """Ask for a script's answer."""
-    sampling = SamplingParams(temperature=0, top_p=1, top_k=1, max_tokens=100)
-    return GenerationRequest("bench", (Message("user", script.prompt),), sampling, context_window=8192)
+    async with bench_engine() as running:
+        yield running
 
 
 async def answer(engine: Engine, script: Script) -> tuple[str, Finish]:

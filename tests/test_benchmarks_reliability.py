@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
 
-from benchmarks import fake_engine, wire
+from benchmarks import wire
 from benchmarks.fake_stream import State
 from benchmarks.reliability import barge_ins, cuts, frozen, garbage, kills, parts, soak, standards
 from benchmarks.reliability.client import Client, Hung, Lost, answer
@@ -26,22 +26,14 @@ from llm_service.errors import EngineError
 from llm_service.generation import Delta
 from llm_service.speech.base import Utterance
 from llm_service.speech.openai import OpenAISynthesizer
+from tests.bench_engine import ENGINES, bench_engine, request
 from tests.engines.requests import stream
-from tests.test_benchmarks import ENGINES, request
 
 
 @pytest.fixture
 async def fake() -> AsyncGenerator[tuple[State, int], None]:
-    """Run the fake engine in this process."""
-    state = State()
-    server = await fake_engine.serve(0, state)
-    yield state, server.sockets[0].getsockname()[1]
-    server.close()
-    for transport in state.open:
-        transport.abort()
-    async with asyncio.timeout(5):
-        while state.open:
-            await asyncio.sleep(0)
+    async with bench_engine() as running:
+        yield running
 
 
 async def nothing(_count: int, _folder: Path) -> Outcome:
