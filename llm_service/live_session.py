@@ -203,9 +203,14 @@ class LiveSession:
     # Work
 
     def receive(self, event: ClientMessage, now: float) -> None:
-        """Take what the client said."""
+        """Take what the client said, which was read at the time `now`."""
         self.count_sent()
-        self.carry_out(self.session.receive(event, now, sounds=self._sounds))
+        effects = self.session.receive(event, now, sounds=self._sounds)
+        stops = bool(effects) and (type(effects[0]) is Stop or (type(effects[0]) is Hush and self.speaking))
+        self.carry_out(effects)
+        if stops:
+            # Connections by HTTP are closed by now: nothing of it is left to a later turn of the event loop.
+            self._workplace.metrics.stop.observe(monotonic() - now)
         if isinstance(event, CHANGES):
             self._workplace.changed(self)
 

@@ -248,6 +248,12 @@ class Metrics:
         self._cancel_to_idle = timing(
             "cancel_to_idle", "From a cancel to the engine's stream being closed", DELAY_BUCKETS, pair
         )
+        self.stop = timing(
+            "stop",
+            "From the read of a message that stops an answer, or its sound, to all that was at it being told",
+            DELAY_BUCKETS,
+            (),
+        )
         self.queue_wait = timing(
             "queue_wait", "That a message waited for an engine, of those that had to wait", DELAY_BUCKETS, ()
         )

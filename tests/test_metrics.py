@@ -47,6 +47,7 @@ def feed_all(metrics: Metrics) -> None:
     response.ended.append(Measured("failed", 1.0, 2.5, [], None, {}))
     response.running += 1
     metrics.event_loop_delay.observe(0.002)
+    metrics.stop.observe(0.003)
     metrics.sessions_active.set(2)
     metrics.connections_active.set(3)
     metrics.set_engine_healthy("ollama", True)
@@ -93,6 +94,7 @@ def test_what_is_fed_is_shown() -> None:
         "tokens_total": ({**pair, "token_type": "cached"}, 3),
         "responses_running": (pair, 1),
         "event_loop_delay_seconds_sum": ({}, 0.002),
+        "stop_seconds_sum": ({}, 0.003),
         "sessions_active": ({}, 2),
         "connections_active": ({}, 3),
         "engine_healthy": ({"engine": "ollama"}, 1),
@@ -117,6 +119,7 @@ def test_what_is_fed_is_shown() -> None:
         ("request_duration", "0.01", "327.68", 16),
         ("cancel_to_idle", "0.001", "10.0", 13),
         ("event_loop_delay", "0.001", "10.0", 13),
+        ("stop", "0.001", "10.0", 13),
     ],
 )
 def test_buckets(name: str, first: str, last: str, count: int) -> None:

@@ -5,9 +5,11 @@ token more than all the rest of its way does (docs/benchmarks): here the task sl
 """
 
 import asyncio
+import contextlib
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import httptools
 
@@ -37,6 +39,40 @@ class Answer:
     def header(self, name: str) -> str:
         """Return a header's value, or ""."""
         return self.headers.get(name.encode("ascii"), b"").decode("latin-1")
+
+
+def drop(transport: asyncio.BaseTransport) -> None:
+    """End a connection before this returns; asyncio's `abort` alone leaves it open for another turn of the loop."""
+    if transport.is_closing():
+        return  # its file descriptor may be another's by now
+    peer = transport.get_extra_info("socket")
+    if peer is not None:
+        # What uvloop shows of a transport's socket has no `shutdown` of its own.
+        with contextlib.suppress(OSError, ValueError):
+            view = socket.socket(peer.family, peer.type, peer.proto, peer.fileno())
+            try:
+                view.shutdown(socket.SHUT_RDWR)
+            finally:
+                view.detach()
+    cast("asyncio.WriteTransport", transport).abort()
+
+
+class _Waiting(asyncio.Future[None]):
+    """What the task of an exchange waits for.
+
+    Cancelling the task cancels this before it returns, and so the peer learns of it then. The task itself is woken a
+    turn of the event loop later, behind all that others have to do in it.
+    """
+
+    def __init__(self, abort: Callable[[], None]) -> None:
+        super().__init__()
+        self._abort = abort
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        cancelled = super().cancel(msg)
+        if cancelled:
+            self._abort()
+        return cancelled
 
 
 class HTTPConnection(asyncio.Protocol):
@@ -181,7 +217,9 @@ class HTTPConnection(asyncio.Protocol):
             self._fail(TimeoutError())
 
     def abort(self, error: Exception | None = None) -> None:
-        """Close the connection at once; whoever waits on it gets `error`."""
+        """Close the connection before this returns; whoever waits on it gets `error`."""
+        if self._transport is not None:
+            drop(self._transport)
         self._fail(error or ConnectionAbortedError())
 
     # asyncio.Protocol
@@ -305,7 +343,7 @@ class HTTPConnection(asyncio.Protocol):
         self.close()
 
     async def _wait(self) -> None:
-        self._waiter = self._loop.create_future()
+        self._waiter = _Waiting(self.abort)
         try:
             await self._waiter
         finally:

@@ -159,8 +159,8 @@ class EngineClient:
 
         `headers` are of this request alone.
 
-        Cancelling the task that waits here closes the connection at once, before the answer has begun as well
-        as within it. Returns at the end of the answer, or as soon as `take` needs no more.
+        Cancelling the task that waits here closes the connection before `cancel` returns, before the answer has begun
+        as well as within it. Returns at the end of the answer, or as soon as `take` needs no more.
 
         Raises:
             FastTalkError: of `refuse`, for an error status, or of `take`; otherwise an EngineError.

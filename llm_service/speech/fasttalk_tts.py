@@ -15,6 +15,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from llm_service.audio_format import AudioFormat
+from llm_service.engines.http1 import drop
 from llm_service.engines.transport import display_name
 from llm_service.errors import ConfigurationError, SpeechFailed, SpeechRejected, SpeechTimeout, SpeechUnavailable
 from llm_service.speech.base import Kind, TakeAudio, Utterance, without_credentials
@@ -105,7 +106,7 @@ class FastTalkSynthesizer:
                     await socket.send(json.dumps(request))
                     return await self._answer(socket)
                 except asyncio.CancelledError:
-                    socket.transport.abort()  # a closing handshake would have it speak on
+                    drop(socket.transport)  # a closing handshake would have it speak on
                     raise
         except ConnectionClosed as closed:
             busy = closed.rcvd is not None and closed.rcvd.code == 1013

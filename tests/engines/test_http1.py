@@ -22,9 +22,6 @@ class Clock:
     def time(self) -> float:
         return self.now
 
-    def create_future(self) -> asyncio.Future[None]:
-        return asyncio.get_running_loop().create_future()
-
 
 class Peer(asyncio.Transport):
     """A connection's other side, in the test's hands; `told` is what the connection said of itself."""

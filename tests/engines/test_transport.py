@@ -26,6 +26,7 @@ from llm_service.errors import (
     FastTalkError,
     GenerationFailed,
 )
+from llm_service.running import loop_factory
 from tests.engines.fake_server import Exchange, FakeServer, fake_server
 from tests.engines.requests import SECRET
 
@@ -579,6 +580,37 @@ class TestCancel:
             await fake.exchanges[-1].left.wait()
         assert fake.connections == 1
 
+    @pytest.mark.parametrize("loop", [asyncio.new_event_loop, loop_factory()], ids=["asyncio", "ours"])
+    @pytest.mark.parametrize("when", ["before the head", "in the body"])
+    def test_a_cancel_is_on_the_wire_before_it_returns(
+        self, loop: Callable[[], asyncio.AbstractEventLoop] | None, when: str
+    ) -> None:
+        """The engine learns of it without a turn of the event loop, which others' work would hold up."""
+
+        async def cancel() -> None:
+            said, taken = asyncio.Event(), Taken()
+
+            async def answer(exchange: Exchange) -> None:
+                if when == "in the body":
+                    await exchange.start()
+                    await exchange.send(b"one")
+                    await taken.begun.wait()
+                said.set()
+                await exchange.left.wait()
+
+            async with fake_server() as fake, opened(fake.url, read_timeout=60) as http, asyncio.timeout(5):
+                fake.answer = answer
+                reading = asyncio.ensure_future(http.stream("/x", b"{}", taken))
+                await said.wait()
+                assert not fake.exchanges[0].is_left()
+                reading.cancel()
+                assert fake.exchanges[0].is_left()
+                with pytest.raises(asyncio.CancelledError):
+                    await reading
+
+        with asyncio.Runner(loop_factory=loop) as runner:
+            runner.run(cancel())
+
     async def test_a_cancel_at_any_step(self, fake: FakeServer) -> None:
         """However many steps the loop has made, a cancel ends the stream, and no connection is left open."""
 
@@ -894,6 +926,7 @@ class TestTLS:
             reading = asyncio.ensure_future(http.stream("/x", b"{}", taken))
             await taken.begun.wait()
             reading.cancel()
+            assert secure.exchanges[0].is_left()
             with pytest.raises(asyncio.CancelledError):
                 await reading
             await secure.exchanges[0].left.wait()
