@@ -37,11 +37,13 @@ class EngineSet:
         self.members = tuple(self._member(member) for member in opened.members)
         if self.members:
             self.protected = tuple(member.protected for member in self.members)
-            inner: Engine = PoolEngine(self.members, self.admission, failed_over=self._failed_over)
+            pool = PoolEngine(self.members, self.admission, failed_over=self._failed_over)
+            inner: Engine = pool
+            self.health: PoolHealth | EngineHealth = PoolHealth(self, pool)
         else:
-            self.protected = (self._protect(opened.engine, settings),)
-            inner = self.protected[0].engine
-        self.health = PoolHealth(self) if self.members else EngineHealth(inner, metrics)
+            (only,) = self.protected = (self._protect(opened.engine, settings),)
+            inner = only.engine
+            self.health = EngineHealth(inner, metrics, checked=self.note_silence)
         self.engine = RetryingEngine(
             inner, retries=settings.engine_retries, budget=settings.retry_budget, retried=self._retried
         )
@@ -70,6 +72,18 @@ class EngineSet:
         for each in self.protected:
             self._metrics.set_permits(each.name, taken=each.engine.permits.taken, unwanted=each.engine.unwanted)
 
+    def note_silence(self) -> None:
+        """Take note which engines are known to say nothing, and end the waiting of those who wait for these alone."""
+        for each, health in zip(self.protected, self._healths(), strict=True):
+            since = health.silent_since
+            each.engine.permits.silent = since is not None and each.hearing.heard_at < since
+        self.admission.let_go([each.engine.permits for each in self.protected])
+
+    def _healths(self) -> list[EngineHealth]:
+        if isinstance(self.health, EngineHealth):
+            return [self.health]
+        return [member.health for member in self.members]
+
     def _member(self, engine: MemberEngine) -> PoolMember:
         spec = next(spec for spec in self._settings.engines if spec.name == engine.name)
         protected = self._protect(engine, self._settings.model_copy(update=spec.limits()), engine.provider)
@@ -93,8 +107,9 @@ class EngineSet:
 class PoolHealth:
     """Of several engines: it is well with them if it is with one."""
 
-    def __init__(self, engines: EngineSet) -> None:
+    def __init__(self, engines: EngineSet, pool: PoolEngine) -> None:
         self._engines = engines
+        self._pool = pool
 
     @property
     def reachable(self) -> bool:
@@ -111,6 +126,8 @@ class PoolHealth:
     async def check(self) -> bool:
         """Ask each of them once; returns whether one answered in time."""
         await asyncio.gather(*(member.health.check() for member in self._engines.members))
+        self._engines.note_silence()
+        self._pool.leave_silent()
         for member in self._engines.members:
             # One that is back, or the last that is gone, may be what somebody waits for now.
             self._engines.admission.line.offer(member.permits)

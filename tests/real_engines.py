@@ -1,6 +1,7 @@
 """Real engines for tests: the embedded llama.cpp and a local Ollama, each started once a session at most."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -72,6 +73,10 @@ class LlamaServer:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/v1"
+
+    def freeze(self) -> None:
+        """Stop it where it is: the kernel goes on taking connections for it."""
+        self.process.send_signal(signal.SIGSTOP)
 
     def kill(self) -> None:
         """End it as a crash would."""

@@ -79,6 +79,7 @@ LEVELS = {
     "engines.permits": 1,
     "engines.prompt_reading": 1,
     "engines.limited": 2,
+    "engines.hearing": 2,
     "engines.loading": 2,
     "engines.protection": 3,
     "engines.wrapper": 1,

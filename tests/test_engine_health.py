@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+from functools import partial
+from time import monotonic
 
 import pytest
 import structlog
@@ -10,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from llm_service import engine_health
 from llm_service.engine_health import EngineHealth
 from llm_service.engines.scripted import ScriptedEngine
+from llm_service.errors import EngineError, EngineUnreachable, GenerationFailed
 from llm_service.metrics import Metrics
 
 
@@ -63,6 +66,33 @@ async def test_silence_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     health = EngineHealth(SilentEngine(), metrics())
     assert not await health.check()
     assert "no answer within 0.01 seconds" == health.problem
+
+
+async def test_two_pings_make_a_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One may fall into a busy moment; the silence lasts from the first of the last two on, until any answer."""
+    monkeypatch.setattr(engine_health, "PING_TIMEOUT", 0.01)
+    engine = ScriptedEngine()
+    health = EngineHealth(engine, metrics())
+    ping, silence = engine.ping, SilentEngine().ping
+    for answer in (ping, partial(_fail, GenerationFailed("HTTP 500"))):
+        since: list[float | None] = []
+        for _ in range(3):
+            engine.ping = silence if len(since) < 2 else partial(_fail, EngineUnreachable("no route"))  # type: ignore[method-assign]
+            began = monotonic()
+            await health.check()
+            since.append(health.silent_since)
+        first, second, third = since
+        assert first is None
+        assert second is not None
+        assert third is not None
+        assert second < third < began
+        engine.ping = answer  # type: ignore[method-assign]
+        await health.check()
+        assert health.silent_since is None
+
+
+async def _fail(error: EngineError) -> None:
+    raise error
 
 
 async def test_watch_follows_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,10 @@ import pytest
 from llm_service.engine_set import TRIAL
 from llm_service.engines.breaker import LEAST_CALLS
 from llm_service.engines.members import Members
-from llm_service.engines.scripted import Fault
+from llm_service.engines.scripted import Fault, ScriptedEngine
 from llm_service.errors import GenerationFailed
 from tests.engines.pools import MODEL, Pool, named
-from tests.live import ask, live_service, start
+from tests.live import ask, collect, live_service, receive, send, start
 
 
 async def test_one_of_two_fails() -> None:
@@ -149,3 +149,32 @@ async def test_the_watch_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pool.set.health.problem is None
     watch.cancel()
     assert json.dumps(pool.set.statistics(0.0))
+
+
+async def test_the_line_of_one_that_freezes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the only engine: the one that was asked goes on waiting, who stands behind it is told that nothing comes."""
+    monkeypatch.setattr("llm_service.engine_health.INTERVAL", 0.01)
+    monkeypatch.setattr("llm_service.engine_health.PING_TIMEOUT", 0.01)
+    engine = ScriptedEngine(lambda _: ["a ", "b "], tokens_per_second=10_000, models=(), faults=[Fault(0)])
+    async with (
+        live_service(engine, {"MAX_RUNNING": "1"}) as live,
+        live.connect() as first,
+        live.connect() as second,
+    ):
+        await start(first)
+        await start(second, events=["queued"])
+        await send(first, "user_message", text="hello")
+        await send(second, "user_message", text="hello")
+        assert "queued" == (await receive(second))["type"]
+        ping, engine.ping = engine.ping, asyncio.Event().wait  # type: ignore[method-assign, assignment]
+        error = (await collect(second)).terminal["error"]
+        assert ("engine_timeout", True) == (error["code"], error["recoverable"])
+        assert "not even pings" in error["message"]
+        assert 1 == engine.running
+        engine.ping = ping  # type: ignore[method-assign]
+        async with asyncio.timeout(10):
+            while not live.service.health.reachable:
+                await asyncio.sleep(0.01)
+        await send(first, "cancel")
+        assert "cancelled" == (await collect(first)).terminal["type"]
+        assert "a b " == (await ask(second, "again")).text

@@ -1,5 +1,6 @@
 """Several real engines behind the service: one is killed in the middle of its answer, and another goes on with it."""
 
+import asyncio
 import contextlib
 import json
 import time
@@ -87,6 +88,33 @@ async def test_a_llama_server_that_is_killed(two_llama_servers: tuple[LlamaServe
         (session,) = live.service.manager.sessions
         assert said == session.conversation.turns[0].answer
     print(f"\nkill -9: the next word came after {1000 * pause:.0f} ms; {same} of {len(said)} characters are the same")
+
+
+@pytest.mark.embedded
+async def test_a_llama_server_that_freezes(
+    two_llama_servers: tuple[LlamaServer, LlamaServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By SIGSTOP: who is asking it by then is answered by the other, as soon as two pings went unanswered."""
+    monkeypatch.setattr("llm_service.engine_health.INTERVAL", 0.5)
+    one, other = two_llama_servers
+    async with (
+        serving(
+            {"name": "one", "provider": "openai", "url": one.url},
+            {"name": "other", "provider": "openai", "url": other.url},
+        ) as live,
+        live.connect() as socket,
+    ):
+        await start(socket, temperature=0.0, max_tokens=5)
+        frozen = time.monotonic()
+        one.freeze()
+        await send(socket, "user_message", text=QUESTION)
+        async with asyncio.timeout(60):
+            answer = await collect(socket)
+        assert "response_complete" == answer.terminal["type"]
+        stats = live.service.engines.statistics(0.0)["engines"]
+        assert isinstance(stats, dict)
+        assert [False, True] == [stats[name]["healthy"] for name in ("one", "other")]
+    print(f"\nSIGSTOP: the whole answer was there after {time.monotonic() - frozen:.1f} s")
 
 
 @pytest.mark.ollama

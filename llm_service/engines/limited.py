@@ -5,7 +5,7 @@ once. An engine's own queue has none of that: Ollama's serves in no order at all
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from time import monotonic
 
 import msgspec
@@ -19,6 +19,8 @@ from llm_service.generation import Finish, GenerationRequest, Sink
 
 # In seconds: no engine is taken to read on for longer than this after its client has left.
 LONGEST_READING = 60.0
+
+_SILENT = "the engine answers nothing, not even pings, so that nobody waits for it; send the message again later"
 
 # How a request ends that the engine may still be reading.
 _LEFT = (asyncio.CancelledError, EngineTimeout, FirstTokenTimeout, ResponseTimeout)
@@ -34,12 +36,13 @@ class Admission:
         self.line = line
         self._timeout = timeout
         self._waited = waited
+        self._waiting: dict[Waiter, asyncio.Future[Permits]] = {}
 
     async def wait(
         self,
         request: GenerationRequest,
         sink: Sink,
-        engines: Iterable[Permits],
+        engines: Collection[Permits],
         wants: Callable[[Permits], bool],
         *,
         again: bool = False,
@@ -50,7 +53,10 @@ class Admission:
 
         Raises:
             Overloaded: the line is full, or the time is up.
+            EngineTimeout: none of the engines answers anything.
         """
+        if all(permits.silent for permits in engines):
+            raise EngineTimeout(_SILENT)
         loop, line = asyncio.get_running_loop(), self.line
         handed: asyncio.Future[Permits] = loop.create_future()
         waiter = Waiter(
@@ -62,6 +68,7 @@ class Admission:
             rank="background" if request.background else "again" if again else "turn",
         )
         line.join(waiter, engines)
+        self._waiting[waiter] = handed
         began = monotonic()
         timer = loop.call_later(self._timeout, self._expire, handed, waiter, engines)
         try:
@@ -74,10 +81,19 @@ class Admission:
             raise
         finally:
             timer.cancel()
+            del self._waiting[waiter]
         self._waited(monotonic() - began)
         if sink.waits is not None:
             sink.waits(0)
         return permits
+
+    def let_go(self, engines: Collection[Permits]) -> None:
+        """End the waiting of those who may get none of these engines' permits but of silent ones; `engines` are all."""
+        for waiter, handed in tuple(self._waiting.items()):
+            wanted = [permits for permits in engines if waiter.wants(permits)]
+            if wanted and all(permits.silent for permits in wanted):
+                self.line.leave(waiter)
+                handed.set_exception(EngineTimeout(_SILENT))
 
     def _expire(self, handed: asyncio.Future[Permits], waiter: Waiter, engines: Iterable[Permits]) -> None:
         if not handed.done():

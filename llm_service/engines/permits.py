@@ -25,14 +25,16 @@ _NEWEST = 0.1
 class Permits:
     """Of one engine: `limit` answers may be asked of it at once, `taken` are.
 
-    `typical_seconds` is how long a permit is held, about, as far as that is known.
+    `typical_seconds` is how long a permit is held, about, as far as that is known. `silent` says that the engine is
+    known to answer nothing: nobody is let wait for it.
     """
 
-    __slots__ = ("limit", "taken", "typical_seconds")
+    __slots__ = ("limit", "silent", "taken", "typical_seconds")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.taken = 0
+        self.silent = False
         self.typical_seconds = 0.0
 
     def __repr__(self) -> str:

@@ -133,6 +133,15 @@ class PoolEngine(EngineWrapper):
                 self._stay(request.session_id, member)
                 return finish if errand.rest is None else errand.rest.whole(finish)
 
+    def leave_silent(self) -> None:
+        """Have others asked for what those that are known to say nothing were asked for, and have not begun."""
+        for member in self._members:
+            if member.permits.silent:
+                others = [each for each in self._members if each.usable and each is not member]
+                member.protected.hearing.give_up(
+                    lambda request, others=others: any(request.model in each.engine.offers for each in others)  # type: ignore[misc]
+                )
+
     async def _others(self, errand: "_Errand") -> list[PoolMember]:
         """Return who may be asked now; of an answer that has begun those that are seen to go on with it."""
         request, tried = errand.request, errand.tried
@@ -153,9 +162,10 @@ class PoolEngine(EngineWrapper):
         return able
 
     def _usable(self, model: str, tried: set[str]) -> list[PoolMember]:
-        """Return who may be asked for the model: those that are well, or all that have it if none of them is."""
+        """Return who may be asked for the model: the well ones, else those not known to be silent, else all."""
         having = [member for member in self._members if model in member.engine.offers and member.name not in tried]
-        return [member for member in having if member.usable] or having
+        usable = [member for member in having if member.usable]
+        return usable or [member for member in having if not member.permits.silent] or having
 
     async def _admitted(self, errand: "_Errand", usable: list[PoolMember]) -> PoolMember:
         """Return one that may be asked, with a permit of it taken; `usable` are those at the moment."""

@@ -1,6 +1,6 @@
 """What stands around each engine, so that one that is slow, broken or full costs its clients an error and no more.
 
-limited (permits) → breaker → loading, where the engine loads models when asked → deadlines → the engine
+limited (permits) → breaker → hearing → loading, where the engine loads models when asked → deadlines → the engine
 """
 
 import re
@@ -14,6 +14,7 @@ from llm_service.config import Settings
 from llm_service.engines.base import Engine
 from llm_service.engines.breaker import TRIAL_TIMEOUT, Breaker, BreakerEngine
 from llm_service.engines.deadlines import DeadlineEngine, Deadlines
+from llm_service.engines.hearing import HearingEngine
 from llm_service.engines.limited import Admission, LimitedEngine
 from llm_service.engines.loading import LoadingEngine
 from llm_service.engines.permits import Line, Permits
@@ -34,6 +35,7 @@ class ProtectedEngine:
 
     engine: LimitedEngine
     breaker: Breaker
+    hearing: HearingEngine
 
     @property
     def name(self) -> str:
@@ -87,16 +89,17 @@ def protect(
     # One that unloads its model after each answer must not be asked to load it before.
     if provider == "ollama" and kept:
         inner = LoadingEngine(inner, load_timeout=settings.load_timeout, kept=kept, loaded=loaded)
+    hearing = HearingEngine(inner)
     trial_timeout = min(TRIAL_TIMEOUT, settings.first_token_timeout)
     permits = Permits(max_running(settings, provider))
     limited = LimitedEngine(
-        BreakerEngine(inner, breaker, trial_timeout=trial_timeout),
+        BreakerEngine(hearing, breaker, trial_timeout=trial_timeout),
         permits,
         line,
         reading=PromptReading(permits.limit) if provider == "ollama" else None,
         aside_seconds=settings.aside_read_seconds,
     )
-    return ProtectedEngine(limited, breaker)
+    return ProtectedEngine(limited, breaker, hearing)
 
 
 def max_running(settings: Settings, provider: str) -> int:

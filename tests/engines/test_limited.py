@@ -11,7 +11,7 @@ from llm_service.engines.limited import Admission, LimitedEngine
 from llm_service.engines.permits import Line, Permits
 from llm_service.engines.prompt_reading import PromptReading
 from llm_service.engines.scripted import Fault, ScriptedEngine
-from llm_service.errors import FirstTokenTimeout, GenerationFailed, Overloaded
+from llm_service.errors import EngineTimeout, FirstTokenTimeout, GenerationFailed, Overloaded
 from llm_service.generation import Finish, Message
 from tests.engines.requests import a_request
 from tests.engines.telling import TellingEngine
@@ -33,10 +33,10 @@ class Limited:
         self.waited: list[float] = []
         self.line = Line(waiting)
         self.permits = Permits(permits)
-        admission = Admission(self.line, timeout=timeout, waited=self.waited.append)
+        self.admission = Admission(self.line, timeout=timeout, waited=self.waited.append)
         self.reading = PromptReading(permits) if reads_on else None
         self.engine = LimitedEngine(
-            self.inner, self.permits, admission, reading=self.reading, aside_seconds=aside_seconds
+            self.inner, self.permits, self.admission, reading=self.reading, aside_seconds=aside_seconds
         )
         self.told: dict[str, list[int]] = {}
 
@@ -115,6 +115,38 @@ async def test_nobody_waits_for_ever() -> None:
     assert (0, ["a"]) == (limited.line.waiting, limited.asked)
     await gone(running)
     assert 0 == limited.permits.taken
+
+
+async def test_nobody_waits_for_an_engine_that_is_silent() -> None:
+    """Those in line are told at once, newcomers, too; whoever finds a permit free may try, and it may be well again."""
+    limited = Limited()
+    limited.hang(1)
+    running = limited.ask("a")
+    await until(lambda: limited.asked)
+    waiting, cancelled = limited.ask("b"), limited.ask("c")
+    await until(lambda: limited.line.waiting == 2)
+    limited.admission.let_go([limited.permits])
+    assert 2 == limited.line.waiting
+    limited.permits.silent = True
+    cancelled.cancel()
+    limited.admission.let_go([limited.permits])
+    limited.admission.let_go([limited.permits])
+    with pytest.raises(EngineTimeout, match="nobody waits for it"):
+        await waiting
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    with pytest.raises(EngineTimeout, match="nobody waits for it"):
+        await limited.ask("d")
+    assert (0, 1, False) == (limited.line.waiting, limited.permits.taken, running.done())
+    await gone(running)
+    assert "stop" == (await limited.ask("e")).reason
+    limited.permits.silent = False
+    limited.hang(1)
+    running = limited.ask("f")
+    await until(lambda: limited.permits.taken)
+    waiting = limited.ask("g")
+    await until(lambda: limited.line.waiting)
+    await gone(running, waiting)
 
 
 async def test_who_is_cancelled_leaves_the_line() -> None:

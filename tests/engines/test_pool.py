@@ -7,6 +7,7 @@ from time import monotonic
 import msgspec
 import pytest
 
+from llm_service import engine_health
 from llm_service.engines import pool as pool_module
 from llm_service.engines.breaker import LEAST_CALLS
 from llm_service.engines.pool import PoolMember
@@ -231,6 +232,120 @@ async def test_one_that_comes_back_serves_those_who_wait() -> None:
     await pool.look()
     assert "b says it." == (await waiting)[0]
     await gone(first)
+
+
+class TestAFrozenEngine:
+    """One that takes what it is asked for and says nothing, be it a ping."""
+
+    @pytest.fixture(autouse=True)
+    def quick(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let pings have little time."""
+        monkeypatch.setattr(engine_health, "PING_TIMEOUT", 0.02)
+
+    def freeze(self, pool: Pool, *names: str) -> None:
+        """Let pings of these hang."""
+        for name in names:
+            pool.inner[name].ping = asyncio.Event().wait  # type: ignore[method-assign, assignment]
+
+    async def test_who_waits_for_its_first_word_is_moved(self) -> None:
+        """After the second ping in a row that it left unanswered, to one that is well; the answer is whole."""
+        pool = Pool("a", "b")
+        await pool.look()
+        hang(pool, "a")
+        task = asyncio.create_task(pool.ask())
+        await until(lambda: pool.inner["a"].running)
+        self.freeze(pool, "a")
+        await pool.look()
+        assert not task.done()
+        await pool.look()
+        async with asyncio.timeout(5):
+            assert "b says it." == (await task)[0]
+        assert ([0, 0], 1.0) == (pool.taken(), pool.count("failovers_total", engine="a", first_token="before"))
+        assert 1 == pool.set.protected[0].breaker.statistics(0.0)["recent_failures"]
+
+    async def test_an_answer_that_has_begun_stays(self) -> None:
+        """What was said can't be unsaid; its own deadline holds."""
+        pool = Pool("a", "b")
+        await pool.look()
+        hang(pool, "a", after=1)
+        task: asyncio.Task[object] = asyncio.create_task(pool.ask())
+        await until(lambda: pool.inner["a"].running)
+        await asyncio.sleep(0.01)
+        self.freeze(pool, "a")
+        for _ in range(3):
+            await pool.look()
+        assert ([1, 0], False) == (pool.taken(), task.done())
+        await gone(task)
+
+    async def test_one_that_is_busy_is_not_given_up(self) -> None:
+        """It answers no ping in time, but goes on with an answer: whoever waits for its first word goes on waiting."""
+        pool = Pool("a", "b")
+        await pool.look()
+        engine = pool.inner["a"]
+        engine._answer = lambda _: ["word "] * 2000
+        engine.tokens_per_second = 500
+        speaking: asyncio.Task[object] = asyncio.create_task(pool.answer(a_request(model="test", max_tokens=2000)))
+        await until(lambda: engine.running)
+        pool.set.members[1].permits.taken += 2  # the other has more to do
+        hang(pool, "a")
+        waiting: asyncio.Task[object] = asyncio.create_task(pool.ask())
+        await until(lambda: engine.running == 2)
+        pool.set.members[1].permits.taken -= 2
+        self.freeze(pool, "a")
+        for _ in range(4):
+            await pool.look()
+        assert ([2, 0], False) == (pool.taken(), waiting.done())
+        assert not pool.set.members[0].health.reachable
+        await gone(speaking)
+        for _ in range(2):
+            await pool.look()
+        async with asyncio.timeout(5):
+            assert ("b says it.", [0, 0]) == ((await waiting)[0], pool.taken())  # type: ignore[index]
+
+    async def test_where_no_other_would_do_better(self) -> None:
+        """None is well, or has the model: it is waited for."""
+        pool = Pool("a", "b")
+        await pool.look()
+        pool.members[0].offers["rare"] = "test"
+        hang(pool, "a")
+        hang(pool, "b")
+        tasks: list[asyncio.Task[object]] = [asyncio.create_task(pool.ask(model=model)) for model in ("rare", "test")]
+        await until(lambda: pool.inner["a"].running + pool.inner["b"].running == 2)
+        self.freeze(pool, "a", "b")
+        for _ in range(3):
+            await pool.look()
+        assert [False, False] == [task.done() for task in tasks]
+        await gone(*tasks)
+
+    async def test_nobody_stands_in_line_for_silent_engines(self) -> None:
+        """When all are, who waits is told at once, and so is who would have to; while one may be well they wait."""
+        pool = Pool("a", "b", max_running=1)
+        await pool.look()
+        hang(pool, "a")
+        hang(pool, "b")
+        running: list[asyncio.Task[object]] = [asyncio.create_task(pool.ask()) for _ in range(2)]
+        await until(lambda: pool.taken() == [1, 1])
+        waiting = asyncio.create_task(pool.ask())
+        await until(lambda: pool.set.admission.line.waiting)
+        self.freeze(pool, "a")
+        for _ in range(3):
+            await pool.look()
+        # The one that a had waits for b now, before the others.
+        await until(lambda: pool.set.admission.line.waiting == 2)
+        self.freeze(pool, "b")
+        for _ in range(3):
+            await pool.look()
+        for task in (waiting, running[0]):
+            with pytest.raises(EngineTimeout, match="answers nothing"):
+                await task
+        # One who need not wait is let try: pings may be wrong. Another would have to.
+        hang(pool, "a")
+        running.append(asyncio.create_task(pool.ask()))
+        await until(lambda: pool.taken() == [1, 1])
+        with pytest.raises(EngineTimeout, match="answers nothing"):
+            await pool.ask()
+        await gone(*running[1:])
+        assert ([0, 0], 0) == (pool.taken(), pool.set.admission.line.waiting)
 
 
 async def test_all_are_busy() -> None:
