@@ -331,7 +331,7 @@ class ResponseTimeout(EngineError):
 
 
 class CircuitOpen(EngineError):
-    """The engine failed too often in a row and is left alone for `retry_after` seconds."""
+    """The engine failed too often in a row: it is left alone for `retry_after` seconds, or tried meanwhile."""
 
     code = "circuit_open"
     category = "connection"

@@ -2,13 +2,17 @@
 
     closed ──half of the last calls failed──▶ open ──its rest is over──▶ half-open ──trial answers──▶ closed
                                                ▲                             │
-                                               └──trial fails: rests twice as long
+                                               └──trial fails, or its time is up: rests twice as long
+
+A trial whose time is up keeps nobody out any more, but goes on: an engine that is slow, or loads its model, may well
+answer late, and closes the breaker then. To cut it off at that would be never to find out.
 
 What a client did says nothing about the engine: cancels, and refusals of one request, count neither way. Nor does work
 in the background, which is let in only while the breaker is closed: users are to pay for nothing they did not ask for.
 """
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
@@ -34,7 +38,9 @@ FAILURE_RATE = 0.5
 # In seconds
 FIRST_REST = 10.0
 LONGEST_REST = 60.0
-TRIAL_TIMEOUT = 60.0  # a restarted engine loads its model first
+TRIAL_TIMEOUT = 10.0  # for so long one trial keeps all others out
+LONGEST_TRIAL = 60.0  # then it is cut off, unless the engine loads its model
+LEAST_RETRY = 1.0
 
 # What says that the engine is unwell. Others of its errors are about one request: a model it lacks, a key.
 FAILURES = (EngineUnreachable, EngineTimeout, LoadTimeout, FirstTokenTimeout, StreamStalled, GenerationFailed)
@@ -43,17 +49,34 @@ FAILURES = (EngineUnreachable, EngineTimeout, LoadTimeout, FirstTokenTimeout, St
 class Breaker:
     """Decides whether an engine may be asked. Pure: the time is told to it, in seconds that never go back.
 
-    Each `admit` that returns is followed by one `succeeded`, `failed` or `neutral` with what it returned.
+    Each `admit` that returns is followed by one `succeeded`, `failed` or `neutral` with what it returned, and, if it
+    `tries` the engine and says nothing for `trial_timeout` seconds, by `overdue` before that.
     """
 
-    __slots__ = ("_changed", "_open_until", "_outcomes", "_rest", "_trial", "_turn", "state")
+    __slots__ = (
+        "_changed",
+        "_late",
+        "_open_until",
+        "_outcomes",
+        "_rest",
+        "_trial",
+        "_trial_until",
+        "_turn",
+        "state",
+        "trial_timeout",
+    )
 
-    def __init__(self, changed: Callable[[BreakerState], None] = lambda _: None) -> None:
+    def __init__(
+        self, changed: Callable[[BreakerState], None] = lambda _: None, *, trial_timeout: float = TRIAL_TIMEOUT
+    ) -> None:
         self._changed = changed
+        self.trial_timeout = trial_timeout
         self._outcomes: deque[bool] = deque(maxlen=WINDOW)
         self._rest = FIRST_REST
         self._open_until = 0.0
         self._trial = 0  # the running one's number, or 0
+        self._trial_until = 0.0
+        self._late: set[int] = set()  # trials whose time is up, and that may still answer
         self._turn = 1  # admitted calls have the number of the time they belong to
         self.state: BreakerState = "closed"
 
@@ -62,16 +85,16 @@ class Breaker:
 
     def statistics(self, now: float) -> dict[str, object]:
         """Return how it stands, for `/stats`; `retry_after` is in seconds."""
-        resting = self.state == "open" and self._open_until > now
+        left = self._left(now)
         return {
             "state": self.state,
             "recent_calls": len(self._outcomes),
             "recent_failures": self._outcomes.count(False),
-            "retry_after": round(self._open_until - now, 3) if resting else None,
+            "retry_after": round(left, 3) if left > 0 else None,
         }
 
-    def admit(self, now: float) -> int:
-        """Return the number of a call that may be made.
+    def admit(self, now: float, patience: float = 0.0) -> int:
+        """Return the number of a call that may be made; a trial has so many seconds more.
 
         Raises:
             CircuitOpen: none may be.
@@ -83,6 +106,7 @@ class Breaker:
         if self.state == "half_open" and not self._trial:
             self._turn += 1
             self._trial = self._turn
+            self._trial_until = now + self.trial_timeout + patience
             return self._trial
         raise self._resting(now)
 
@@ -105,16 +129,24 @@ class Breaker:
 
     def succeeded(self, call: int) -> None:
         """Take note that the engine answered. Of a trial it may be said at its first word, and once more at its end."""
-        if call == self._trial:
+        if call == self._trial or call in self._late:
             self._trial = 0
+            self._late.clear()
             self._rest = FIRST_REST
             self._outcomes.clear()
             self._become("closed")
         elif call == self._turn and self.state == "closed":
             self._outcomes.append(True)
 
+    def overdue(self, call: int, now: float) -> None:
+        """Take note that a trial says nothing: it has failed, unless it answers after all."""
+        if call == self._trial:
+            self.failed(call, now)
+            self._late.add(call)
+
     def failed(self, call: int, now: float) -> None:
         """Take note that the engine failed."""
+        self._late.discard(call)
         if call == self._trial:
             self._trial = 0
             self._open(now, min(2 * self._rest, LONGEST_REST))
@@ -127,6 +159,7 @@ class Breaker:
 
     def neutral(self, call: int) -> None:
         """Take note that the call's end says nothing about the engine; another may be the trial."""
+        self._late.discard(call)
         if call == self._trial:
             self._trial = 0
 
@@ -138,13 +171,19 @@ class Breaker:
         self._become("open")
 
     def _resting(self, now: float) -> CircuitOpen:
-        left = self._open_until - now
-        # The next call tries the engine, or one does: that is over, or the engine rests again, before long.
-        seconds = left if left > 0 else 1.0
+        # The next turn tries the engine if neither its rest nor a trial lasts: that is found out before long.
+        seconds = self._left(now) or LEAST_RETRY
+        how = "is being tried" if self._trial else "is left alone"
         return CircuitOpen(
-            f"the engine failed too often and is left alone; send the message again in {seconds:.0f} seconds",
+            f"the engine failed too often and {how}; send the message again in {math.ceil(seconds)} seconds",
             retry_after=round(seconds, 3),
         )
+
+    def _left(self, now: float) -> float:
+        """Return how long its rest lasts, or at most the trial that runs; 0 if neither."""
+        if self.state == "closed":
+            return 0.0
+        return max(0.0, (self._trial_until if self._trial else self._open_until) - now)
 
     def _become(self, state: BreakerState) -> None:
         self.state = state
@@ -154,7 +193,8 @@ class Breaker:
 class BreakerEngine(EngineWrapper):
     """An engine that is asked only while its breaker lets it be.
 
-    A trial that has said nothing after `trial_timeout` seconds, nor begun to call a tool, has failed.
+    A trial that has said nothing after `longest_trial` seconds, nor begun to call a tool, is cut off, unless the engine
+    is `loading` its model: that has a deadline of its own.
     """
 
     def __init__(
@@ -162,13 +202,15 @@ class BreakerEngine(EngineWrapper):
         engine: Engine,
         breaker: Breaker,
         *,
-        trial_timeout: float,
+        longest_trial: float = LONGEST_TRIAL,
+        loading: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         super().__init__(engine)
-        self._breaker = breaker
-        self._trial_timeout = trial_timeout
-        self._clock = clock
+        self.breaker = breaker
+        self.longest_trial = longest_trial
+        self.loading = loading
+        self.clock = clock
 
     async def generate(self, request: GenerationRequest, sink: Sink) -> Finish:
         """Hand the answer to `sink`, as the engine does.
@@ -176,18 +218,18 @@ class BreakerEngine(EngineWrapper):
         Raises:
             CircuitOpen: the engine failed too often, and is not asked.
         """
-        breaker = self._breaker
+        breaker = self.breaker
         if request.background:
-            breaker.admit_background(self._clock())
+            breaker.admit_background(self.clock())
             return await self._engine.generate(request, sink)
-        call = breaker.admit(self._clock())
+        call = breaker.admit(self.clock(), request.patience)
         try:
             if breaker.tries(call):
                 finish = await self._try(call, request, sink)
             else:
                 finish = await self._engine.generate(request, sink)
         except FAILURES:
-            breaker.failed(call, self._clock())
+            breaker.failed(call, self.clock())
             raise
         except BaseException:
             breaker.neutral(call)
@@ -196,29 +238,55 @@ class BreakerEngine(EngineWrapper):
         return finish
 
     async def _try(self, call: int, request: GenerationRequest, sink: Sink) -> Finish:
+        trial = _Trial(self, call, sink)
         loop = asyncio.get_running_loop()
-        silent = True
-
-        def first(delta: Delta) -> None:
-            nonlocal silent
-            if silent:
-                silent = False
-                self._breaker.succeeded(call)
-            sink.take(delta)
-
-        trial = Sink(first, sink.times)
-
-        def look() -> None:
-            if silent and not trial.progress_at:
-                limit.reschedule(loop.time())
-
-        timer = loop.call_later(self._trial_timeout + request.patience, look)
+        timer = loop.call_later(self.breaker.trial_timeout + request.patience, trial.overdue)
+        trial.end_in(self.longest_trial + request.patience)
         try:
-            async with asyncio.timeout(None) as limit:
-                return await self._engine.generate(request, trial)
+            async with trial.limit:
+                return await self._engine.generate(request, trial.sink)
         except TimeoutError:
             raise EngineTimeout(
-                f"the engine was tried again and said nothing for {self._trial_timeout:g} seconds"
+                f"the engine was tried again and said nothing for {self.longest_trial:g} seconds"
             ) from None
         finally:
             timer.cancel()
+            trial.timer.cancel()
+
+
+class _Trial:
+    """One that runs; its deltas go through its own `sink`, and the first closes the breaker."""
+
+    __slots__ = ("_call", "_engine", "_take", "limit", "silent", "sink", "timer")
+
+    def __init__(self, engine: BreakerEngine, call: int, sink: Sink) -> None:
+        self._engine = engine
+        self._call = call
+        self._take = sink.take
+        self.silent = True
+        self.sink = Sink(self._first, sink.times)
+        self.limit = asyncio.timeout(None)
+        self.timer: asyncio.TimerHandle
+
+    def _first(self, delta: Delta) -> None:
+        if self.silent:
+            self.silent = False
+            self._engine.breaker.succeeded(self._call)
+        self._take(delta)
+
+    def overdue(self) -> None:
+        """Let others in, unless it calls a tool."""
+        if self.sink.progress_at:
+            self._engine.breaker.succeeded(self._call)
+        else:
+            self._engine.breaker.overdue(self._call, self._engine.clock())
+
+    def end_in(self, seconds: float) -> None:
+        """Cut it off then, if it has said nothing."""
+        self.timer = asyncio.get_running_loop().call_later(seconds, self._end)
+
+    def _end(self) -> None:
+        if self._engine.loading():
+            self.end_in(self._engine.longest_trial)
+        elif self.silent and not self.sink.progress_at:
+            self.limit.reschedule(asyncio.get_running_loop().time())

@@ -29,7 +29,13 @@ class LoadingEngine(EngineWrapper):
         self._load_timeout = load_timeout
         self._kept = kept
         self._loaded = loaded
+        self._loads = 0
         self._used_at = monotonic()
+
+    @property
+    def loading(self) -> bool:
+        """Whether a model is being loaded."""
+        return self._loads > 0
 
     async def generate(self, request: GenerationRequest, sink: Sink) -> Finish:
         """Hand the answer to `sink`, as the engine does.
@@ -64,6 +70,7 @@ class LoadingEngine(EngineWrapper):
             LoadTimeout: it was not there in time.
         """
         self._loaded = None
+        self._loads += 1
         try:
             async with asyncio.timeout(self._load_timeout):
                 await self._engine.load(model, context_window)
@@ -73,6 +80,8 @@ class LoadingEngine(EngineWrapper):
                 "send the message again later",
                 retry_after=RETRY_AFTER,
             ) from None
+        finally:
+            self._loads -= 1
         self._loaded = (model, context_window)
         self._used_at = monotonic()
 

@@ -12,7 +12,7 @@ import structlog
 
 from llm_service.config import Settings
 from llm_service.engines.base import Engine
-from llm_service.engines.breaker import TRIAL_TIMEOUT, Breaker, BreakerEngine
+from llm_service.engines.breaker import LONGEST_TRIAL, TRIAL_TIMEOUT, Breaker, BreakerEngine
 from llm_service.engines.deadlines import DeadlineEngine, Deadlines
 from llm_service.engines.hearing import HearingEngine
 from llm_service.engines.limited import Admission, LimitedEngine
@@ -78,7 +78,7 @@ def protect(
         metrics.count_breaker(name, state)
 
     metrics.know_engine(name)
-    breaker = Breaker(changed)
+    breaker = Breaker(changed, trial_timeout=min(TRIAL_TIMEOUT, settings.first_token_timeout))
     deadlines = Deadlines(
         first_token=settings.first_token_timeout,
         between_tokens=settings.token_timeout,
@@ -87,13 +87,18 @@ def protect(
     inner: Engine = DeadlineEngine(engine, deadlines)
     kept = keep_alive_seconds(settings.ollama_keep_alive)
     # One that unloads its model after each answer must not be asked to load it before.
+    loading = None
     if provider == "ollama" and kept:
-        inner = LoadingEngine(inner, load_timeout=settings.load_timeout, kept=kept, loaded=loaded)
+        inner = loading = LoadingEngine(inner, load_timeout=settings.load_timeout, kept=kept, loaded=loaded)
     hearing = HearingEngine(inner)
-    trial_timeout = min(TRIAL_TIMEOUT, settings.first_token_timeout)
     permits = Permits(max_running(settings, provider))
     limited = LimitedEngine(
-        BreakerEngine(hearing, breaker, trial_timeout=trial_timeout),
+        BreakerEngine(
+            hearing,
+            breaker,
+            longest_trial=min(LONGEST_TRIAL, settings.first_token_timeout),
+            loading=lambda: loading is not None and loading.loading,
+        ),
         permits,
         line,
         reading=PromptReading(permits.limit) if provider == "ollama" else None,

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from llm_service.engines.base import timed
-from llm_service.engines.breaker import FIRST_REST, LEAST_CALLS, LONGEST_REST, WINDOW, Breaker, BreakerEngine
+from llm_service.engines.breaker import (
+    FIRST_REST,
+    LEAST_CALLS,
+    LEAST_RETRY,
+    LONGEST_REST,
+    TRIAL_TIMEOUT,
+    WINDOW,
+    Breaker,
+    BreakerEngine,
+)
 from llm_service.engines.scripted import Fault, ScriptedEngine
 from llm_service.engines.wrapper import EngineWrapper
 from llm_service.errors import (
@@ -118,6 +127,64 @@ def test_a_trial_that_is_cancelled_makes_room_for_another() -> None:
     assert breaker.tries(breaker.admit(FIRST_REST))
 
 
+def test_others_learn_how_long_a_trial_may_take() -> None:
+    """What is left of its time, the engine's reading of what nobody wants included; not a second whatever happens."""
+    breaker = Breaker(trial_timeout=8.0)
+    opened(breaker)
+    trial = breaker.admit(FIRST_REST, patience=5.0)
+    for now, left in ((FIRST_REST, 13.0), (FIRST_REST + 9.5, 3.5)):
+        for admit in (breaker.admit, breaker.admit_background):
+            with pytest.raises(CircuitOpen, match=f"is being tried; .* in {4 if left < 4 else 13} seconds") as caught:
+                admit(now)
+            assert left == caught.value.retry_after
+        assert left == breaker.statistics(now)["retry_after"]
+    breaker.neutral(trial)
+    with pytest.raises(CircuitOpen) as caught:
+        breaker.admit_background(FIRST_REST + 9.5)
+    assert LEAST_RETRY == caught.value.retry_after
+
+
+def test_a_trial_whose_time_is_up() -> None:
+    """It has failed, and the engine rests twice as long; another may try then, and whichever answers closes it."""
+    breaker = Breaker()
+    opened(breaker)
+    late = breaker.admit(FIRST_REST)
+    now = FIRST_REST + TRIAL_TIMEOUT
+    breaker.overdue(late, now)
+    assert ("open", 2 * FIRST_REST) == (breaker.state, breaker.statistics(now)["retry_after"])
+    breaker.overdue(late, now + 1)
+    with pytest.raises(CircuitOpen, match="is left alone"):
+        breaker.admit(now + 1)
+    now += 2 * FIRST_REST
+    trial = breaker.admit(now)
+    assert breaker.tries(trial)
+    breaker.succeeded(late)
+    assert "closed" == breaker.state
+    breaker.succeeded(late)
+    breaker.failed(trial, now)
+    assert ("closed", 1, 1) == (
+        breaker.state,
+        breaker.statistics(now)["recent_calls"],
+        breaker.statistics(now)["recent_failures"],
+    )
+
+
+@pytest.mark.parametrize("end", ["failed", "neutral"])
+def test_a_late_trial_that_fails_after_all(end: str) -> None:
+    """Says nothing that is not known, and answers no more."""
+    breaker = Breaker()
+    opened(breaker)
+    late = breaker.admit(FIRST_REST)
+    breaker.overdue(late, FIRST_REST + TRIAL_TIMEOUT)
+    if end == "failed":
+        breaker.failed(late, FIRST_REST + 2 * TRIAL_TIMEOUT)
+    else:
+        breaker.neutral(late)
+    assert 2 * FIRST_REST == breaker.statistics(FIRST_REST + TRIAL_TIMEOUT)["retry_after"]
+    breaker.succeeded(late)
+    assert "open" == breaker.state
+
+
 class BreakerMachine(RuleBasedStateMachine):
     """Any order of calls, ends and waits, against a list of what happened since it was last closed."""
 
@@ -126,6 +193,7 @@ class BreakerMachine(RuleBasedStateMachine):
         self.breaker = Breaker()
         self.now = 0.0
         self.running: list[tuple[int, bool]] = []  # number, whether it was the trial
+        self.late: set[int] = set()  # trials whose time was up, since it was last closed
         self.open_since: float | None = None
 
     def trials(self) -> int:
@@ -161,19 +229,32 @@ class BreakerMachine(RuleBasedStateMachine):
         """A call ends, or a trial says its first word."""
         index = data.draw(st.integers(0, len(self.running) - 1))
         number = self.running[index][0]
-        trial = self.breaker.tries(number)
+        trial = self.breaker.tries(number) or number in self.late
         before = self.breaker.state
         if end != "answers":
             del self.running[index]
         if end in ("succeeded", "answers") and (trial or end == "succeeded"):
             self.breaker.succeeded(number)
             assert not trial or self.breaker.state == "closed"
+            if trial:
+                self.late.clear()
         elif end == "failed":
             self.breaker.failed(number, self.now)
-            assert not trial or self.breaker.state == "open"
+            assert not trial or self.breaker.state == ("open" if number not in self.late else before)
+            self.late.discard(number)
         elif end == "neutral":
             self.breaker.neutral(number)
+            self.late.discard(number)
             assert before == self.breaker.state
+
+    @precondition(lambda self: self.trials())
+    @rule()
+    def trial_is_overdue(self) -> None:
+        """Its time is up: the engine rests, and the next after that may try."""
+        number = next(number for number, _ in self.running if self.breaker.tries(number))
+        self.breaker.overdue(number, self.now)
+        self.late.add(number)
+        assert self.breaker.state == "open"
 
     @rule()
     def gets_well(self) -> None:
@@ -181,6 +262,7 @@ class BreakerMachine(RuleBasedStateMachine):
         for number, _ in self.running:
             self.breaker.neutral(number)
         self.running.clear()
+        self.late.clear()
         self.now += LONGEST_REST
         self.breaker.succeeded(self.breaker.admit(self.now))
         assert "closed" == self.breaker.state
@@ -198,11 +280,18 @@ TestBreakerMachine = BreakerMachine.TestCase
 class Engines:
     """A scripted engine behind a breaker whose clock is ours."""
 
-    def __init__(self, *, trial_timeout: float = 5.0, **options: object) -> None:
+    def __init__(self, *, trial_timeout: float = 5.0, longest_trial: float = 10.0, **options: object) -> None:
         self.inner = ScriptedEngine(tokens_per_second=1_000_000, **options)  # type: ignore[arg-type]
         self.clock = Clock()
-        self.breaker = Breaker()
-        self.engine = BreakerEngine(self.inner, self.breaker, trial_timeout=trial_timeout, clock=self.clock)
+        self.breaker = Breaker(trial_timeout=trial_timeout)
+        self.loading = False
+        self.engine = BreakerEngine(
+            self.inner,
+            self.breaker,
+            longest_trial=longest_trial,
+            loading=lambda: self.loading,
+            clock=self.clock,
+        )
 
     async def ask(self, take: Callable[[Delta], None] = ignore, *, background: bool = False) -> None:
         """Ask for an answer."""
@@ -325,7 +414,7 @@ async def test_background_work_is_never_the_trial() -> None:
 
 async def test_a_trial_that_says_nothing_has_failed() -> None:
     """Its timeout ends it with an error of its own, and the engine rests twice as long."""
-    engines = Engines(trial_timeout=0.01)
+    engines = Engines(longest_trial=0.01)
     await engines.open()
     engines.inner.faults.append(Fault(0))
     with pytest.raises(EngineTimeout, match="said nothing"):
@@ -333,9 +422,50 @@ async def test_a_trial_that_says_nothing_has_failed() -> None:
     assert 2 * FIRST_REST == engines.breaker.statistics(engines.clock.now)["retry_after"]
 
 
+async def test_a_hung_trial_keeps_others_out_for_its_own_time_only() -> None:
+    """After that another one tries; the one that hangs is cut off in the end, and says nothing new by that."""
+    engines = Engines(trial_timeout=0.01, longest_trial=0.2)
+    await engines.open()
+    engines.inner.faults.append(Fault(0))
+    hung = asyncio.create_task(engines.ask())
+    async with asyncio.timeout(5):
+        while engines.breaker.state != "open" or not engines.inner.running:
+            await asyncio.sleep(0.001)
+    with pytest.raises(CircuitOpen) as refused:
+        await engines.ask()
+    assert 2 * FIRST_REST == refused.value.retry_after
+    engines.clock.now += 2 * FIRST_REST
+    await engines.ask()
+    assert ("closed", False) == (engines.breaker.state, hung.done())
+    with pytest.raises(EngineTimeout, match="said nothing"):
+        await hung
+    assert ("closed", 0) == (engines.breaker.state, engines.breaker.statistics(0.0)["recent_failures"])
+
+
+async def test_a_slow_trial_is_answered_and_closes_it_late() -> None:
+    """An engine that is slower than the trial's time is not shut out for ever."""
+    engines = Engines(trial_timeout=0.01)
+    await engines.open()
+    engines.inner.faults.append(Fault(0, pause=0.1))
+    states: list[str] = []
+    engines.breaker._changed = states.append
+    await engines.ask()
+    assert ["half_open", "open", "closed"] == states
+
+
+async def test_a_trial_that_loads_its_model_is_not_cut_off() -> None:
+    """Loading has a deadline of its own; what is cut off in its middle would begin anew at every trial."""
+    engines = Engines(trial_timeout=0.01, longest_trial=0.02)
+    await engines.open()
+    engines.loading = True
+    engines.inner.faults.append(Fault(0, pause=0.15))
+    await engines.ask()
+    assert "closed" == engines.breaker.state
+
+
 async def test_a_trial_closes_it_at_the_first_word() -> None:
     """Others need not wait for the end of a long answer, and the trial's timeout does not cut it."""
-    engines = Engines(trial_timeout=0.05)
+    engines = Engines(trial_timeout=0.05, longest_trial=0.06)
     await engines.open()
     engines.inner.faults.append(Fault(1, pause=0.1))
     states: list[str] = []
@@ -358,14 +488,16 @@ class CallingEngine(EngineWrapper):
 
 
 async def test_a_trial_that_calls_a_tool_goes_on() -> None:
-    """A call that is being written is an answer that has begun: it closes the breaker at its first word, or its end."""
+    """A call that is being written is an answer that has begun: the breaker closes when the trial's time is up."""
     answers: tuple[list[str], ...] = (["a "], [])
     for words in answers:
-        engines = Engines(answer=partial(_say, words))
+        engines = Engines(trial_timeout=0.02, answer=partial(_say, words))
         await engines.open()
-        calling = BreakerEngine(CallingEngine(engines.inner), engines.breaker, trial_timeout=0.02, clock=engines.clock)
+        states: list[str] = []
+        engines.breaker._changed = states.append
+        calling = BreakerEngine(CallingEngine(engines.inner), engines.breaker, longest_trial=0.03, clock=engines.clock)
         await calling.generate(a_request(model="scripted"), timed(ignore))
-        assert "closed" == engines.breaker.state
+        assert ["half_open", "closed"] == states
 
 
 async def test_the_rest_goes_through() -> None:

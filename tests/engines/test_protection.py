@@ -1,7 +1,9 @@
 """What is put around an engine, by the settings."""
 
+import asyncio
 import contextlib
 from math import inf
+from time import monotonic
 
 import msgspec
 import pytest
@@ -9,6 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from llm_service.config import Settings
 from llm_service.engines.base import timed
+from llm_service.engines.breaker import FIRST_REST, LEAST_CALLS
 from llm_service.engines.protection import MANY, admission, keep_alive_seconds, max_running, protect
 from llm_service.engines.scripted import ScriptedEngine
 from llm_service.errors import Overloaded
@@ -52,6 +55,28 @@ async def test_who_loads_first(name: str, keep_alive: str, loads: int) -> None:
     await protected.engine.generate(a_request(), timed(lambda _: None))
     assert loads == len(inner.loads)
     assert {"running": 0, "unwanted": 0, "breaker": "closed"}.items() <= protected.statistics(0.0).items()
+
+
+class SlowLoad(ScriptedEngine):
+    """Takes a while to load its model."""
+
+    async def load(self, model: str, context_window: int) -> None:
+        await asyncio.sleep(0.3)
+        await super().load(model, context_window)
+
+
+async def test_a_trial_that_must_load_first() -> None:
+    """A restarted Ollama whose model loads longer than any trial may take gets back all the same."""
+    settings = Settings.load({"FIRST_TOKEN_TIMEOUT": "0.05"})
+    inner = SlowLoad(name="ollama", models=(), tokens_per_second=1_000_000)
+    line = admission(settings, lambda _: None)
+    protected = protect(inner, settings, Metrics(CollectorRegistry()), line, provider="ollama")
+    breaker = protected.breaker
+    for _ in range(LEAST_CALLS):
+        breaker.failed(breaker.admit(monotonic() - FIRST_REST), monotonic() - FIRST_REST)
+    assert ("open", 0.05) == (breaker.state, breaker.trial_timeout)
+    await protected.engine.generate(a_request(), timed(lambda _: None))
+    assert ("closed", 1) == (breaker.state, len(inner.loads))
 
 
 @pytest.mark.parametrize(("provider", "asked"), [("ollama", [False, True]), ("vllm", [True, True])])
