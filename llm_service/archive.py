@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 import structlog
 
 from llm_service import records
-from llm_service.errors import FastTalkError, RecordTooLarge
+from llm_service.errors import FastTalkError, RecordTooLarge, StoreUnavailable
 from llm_service.live_session import LiveSession
 from llm_service.records import SessionRecord
 from llm_service.stores.base import Store
@@ -30,8 +30,10 @@ TRY_EVERY = 0.1
 ASK_EVERY = 0.5
 RETRY_EVERY = 1.0
 SAVED_AT_ONCE = 8
-# For a session that has just begun in another process to be saved there.
+# For a session that has just begun in another process to be saved there, or that the store has lost to be saved anew.
 UNSAVED_SECONDS = 2.0
+# A store that takes longer for a record is one that others may not have got theirs into.
+SLOW_SECONDS = 0.5
 
 _log = structlog.get_logger(__name__)
 
@@ -52,6 +54,7 @@ class Archive:
         self._unsaved: set[LiveSession] = set()
         self._changed = asyncio.Event()
         self._claimed: set[str] = set()
+        self._renewed_at = monotonic()
         self._to_claim: set[str] = set()
         self._to_delete: set[str] = set()
         self._arriving: Counter[str] = Counter()  # those that are being fetched
@@ -111,7 +114,7 @@ class Archive:
         any more.
 
         Raises:
-            StoreUnavailable: the store does not answer.
+            StoreUnavailable: the store does not answer, or takes no records: there may be such a session.
         """
         self._arriving[session_id] += 1
         try:
@@ -138,10 +141,18 @@ class Archive:
             await self._store.release(session_id, self._owner)
 
     async def _is_there(self, session_id: str, key: str) -> bool:
-        until = monotonic() + UNSAVED_SECONDS
+        until, slow = monotonic() + UNSAVED_SECONDS, False
         while await self._load(session_id, key) is None:
+            if slow:
+                raise StoreUnavailable(
+                    "the session store is slow, and the session may not be saved yet; try again", retry_after=1.0
+                )
             if not self._store.shared or monotonic() > until:
                 return False
+            # What whoever has the session would have to wait for, to save it.
+            began = monotonic()
+            await self._store.writable()
+            slow = monotonic() - began > SLOW_SECONDS
             await asyncio.sleep(TRY_EVERY)
         return True
 
@@ -184,34 +195,43 @@ class Archive:
     async def kept_up(
         self,
         lost: Callable[[str], None],
+        forgotten: Callable[[str], None],
         hand_over: Callable[[str], Coroutine[None, None, None]],
     ) -> AsyncGenerator[None, None]:
         """Save and claim in the background until the block is left; `put` what is unsaved before that.
 
-        `lost` gets the ids of sessions that another process took, `hand_over` those that one asks for.
+        `lost` gets the ids of sessions that another process took, `forgotten` those that the store knew nothing of any
+        more, `hand_over` those that one asks for.
         """
         async with contextlib.AsyncExitStack() as stack:
             if self._store.shared:
                 tasks = await stack.enter_async_context(asyncio.TaskGroup())
-                for work in (self._keep_up(lost), self._listen(tasks, hand_over)):
+                for work in (self._keep_up(lost, forgotten), self._listen(tasks, hand_over)):
                     stack.callback(tasks.create_task(work).cancel)
             yield
 
-    async def _keep_up(self, lost: Callable[[str], None]) -> None:
-        renewed_at = monotonic()
+    async def _keep_up(self, lost: Callable[[str], None], forgotten: Callable[[str], None]) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_EVERY):
                     await self._changed.wait()
             self._changed.clear()
             async with self._forgiven("session_store_behind"):
-                if monotonic() - renewed_at > RENEW_EVERY:
-                    renewed_at = monotonic()
-                    for session_id in await self._store.renew(tuple(self._claimed), self._owner, ttl=CLAIM_SECONDS):
-                        self._claimed.discard(session_id)
-                        lost(session_id)
+                if monotonic() - self._renewed_at > RENEW_EVERY:
+                    await self._renew(lost, forgotten)
                 await self._save_changed(lost)
                 await self._delete_ended()
+
+    async def _renew(self, lost: Callable[[str], None], forgotten: Callable[[str], None]) -> None:
+        began = monotonic()
+        renewed = await self._store.renew(tuple(self._claimed), self._owner, ttl=CLAIM_SECONDS)
+        # Only now: one that fails is tried again before long, since claims run out.
+        self._renewed_at = began
+        for session_id in renewed.lost:
+            self._claimed.discard(session_id)
+            lost(session_id)
+        for session_id in renewed.anew:
+            forgotten(session_id)
 
     async def _claim_new(self, session_id: str, lost: Callable[[str], None]) -> None:
         """Claim a session that was not claimed when it changed, unless it has left meanwhile."""
@@ -259,8 +279,13 @@ class Archive:
     async def _listen(self, tasks: asyncio.TaskGroup, hand_over: Callable[[str], Coroutine[None, None, None]]) -> None:
         while True:
             async with self._forgiven("session_store_deaf"):
-                async for session_id in self._store.asked(self._owner):
-                    tasks.create_task(self._handed_over(session_id, hand_over))
+                try:
+                    async for session_id in self._store.asked(self._owner):
+                        tasks.create_task(self._handed_over(session_id, hand_over))
+                finally:
+                    # A store that was away may come back empty: what is claimed is looked for as soon as it is there.
+                    self._renewed_at = float("-inf")
+                    self._changed.set()
 
     async def _handed_over(self, session_id: str, hand_over: Callable[[str], Coroutine[None, None, None]]) -> None:
         async with self._forgiven("session_not_handed_over"):

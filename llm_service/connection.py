@@ -333,6 +333,11 @@ class Connection:
         except FastTalkError as error:
             self._fetching = None
             self._carry_out(self.session.tell(error))
+            # Said to the session that could not be looked for, and to no other.
+            for held in self._held:
+                said = held.id if isinstance(held, UserMessage) else None
+                self._carry_out(self.session.reject(error, monotonic(), id=said))
+            self._held.clear()
         else:
             self._fetching = None
             if self._over:

@@ -265,7 +265,7 @@ class StoreError(FastTalkError):
 
 
 class StoreUnavailable(StoreError):
-    """Where sessions rest does not answer: the session could not be looked for."""
+    """Where sessions rest does not answer, or takes no records: there may be such a session; ask for it again."""
 
     code = "store_unavailable"
 

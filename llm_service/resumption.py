@@ -211,6 +211,12 @@ class Resumption:
                 self._forget(live, monotonic())
                 self._spawn(live.closed())
 
+    def forgotten(self, session_id: str) -> None:
+        """Have a session that the store knew nothing of any more saved there anew."""
+        live = self._known.get(session_id)
+        if live is not None:
+            self._archive.changed(live)
+
     async def hand_over(self, session_id: str) -> None:
         """Give a session up for another process, once its response is over. One that cannot be saved stays.
 

@@ -277,7 +277,10 @@ class Service:
                 max_waiting=settings.tts_max_waiting,
             ),
         )
-        await self._stack.enter_async_context(archive.kept_up(self.resumption.lost, self.resumption.hand_over))
+        resumption = self.resumption
+        await self._stack.enter_async_context(
+            archive.kept_up(resumption.lost, resumption.forgotten, resumption.hand_over)
+        )
         self._stack.push_async_callback(self.resumption.aclose)
 
     def employ(self, session: Session, key: str) -> LiveSession:

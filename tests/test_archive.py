@@ -1,19 +1,24 @@
 """The store as a process uses it, over real sockets and a real file."""
 
 import asyncio
+import contextlib
+import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from time import monotonic
 
 import pytest
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 from llm_service import records
+from llm_service.archive import SLOW_SECONDS
 from llm_service.engines.scripted import ScriptedEngine
 from llm_service.errors import FastTalkError, StoreUnavailable
 from llm_service.records import SessionRecord
 from llm_service.stores.sqlite import SQLiteStore
 from tests.live import Event, Live, ask, live_service, receive, send, start
+from tests.redis_server import RedisServer
 from tests.talk import scripted, text
 
 
@@ -373,3 +378,86 @@ async def test_one_that_its_process_cannot_save_is_not_waited_for(
         assert not answer["resumed"]
         assert session_id != answer["session_id"]
         assert one.service.resumption.find(session_id, "") is not None
+
+
+async def test_a_file_that_is_locked(tmp_path: Path) -> None:
+    """A client whose session could not be saved yet is told to try again, on the same connection, and then has it.
+
+    What it said to that session meanwhile is refused: it is answered in no other one.
+    """
+    engine, environment = scripted(400), shared(tmp_path)
+    async with live_service(engine, environment) as one, live_service(engine, environment) as other:
+        with contextlib.closing(sqlite3.connect(tmp_path / "sessions", isolation_level=None)) as writer:
+            writer.execute("BEGIN IMMEDIATE")
+            session_id, events = await begin(one, 60)
+            async with other.connect() as socket:
+                await send(socket, "start_session", session_id=session_id, last_seq=events[-1]["seq"])
+                await send(socket, "user_message", text="b 2", id="b")
+                told = [await receive(socket) for _ in range(2)]
+                writer.execute("ROLLBACK")
+                assert [("error", "store_unavailable", 1.0, True)] * 2 == [
+                    (each["type"], *(each["error"][name] for name in ("code", "retry_after", "recoverable")))
+                    for each in told
+                ]
+                assert [None, "b"] == [each.get("id") for each in told]
+                assert ["a 60"] == [request.messages[-1].content for request in engine.requests]
+                async with asyncio.timeout(10):
+                    while not (answer := await again(socket, session_id, events))["resumed"]:
+                        assert "store_unavailable" == answer["error"]["code"]
+                said = "".join(event.get("data", "") for event in events)
+                while (event := await receive(socket))["type"] == "token":
+                    said += event["data"]
+                assert text("a", 60) == said
+
+
+async def again(socket: ClientConnection, session_id: str, events: list[Event]) -> Event:
+    """Come back for a session after a second."""
+    await asyncio.sleep(1)
+    await send(socket, "start_session", session_id=session_id, last_seq=events[-1]["seq"])
+    return {"resumed": False} | await receive(socket)
+
+
+async def test_a_store_that_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client whose session is not found is told to try again, too, where saving it takes its process long."""
+    engine = scripted(400)
+    async with live_service(engine, shared(tmp_path)) as one, live_service(engine, shared(tmp_path)) as other:
+        gate, store = Gate(one, monkeypatch), other.service.resumption._archive._store
+        writable = store.writable
+
+        async def slow() -> None:
+            await asyncio.sleep(SLOW_SECONDS)
+            await writable()
+
+        monkeypatch.setattr(store, "writable", slow)
+        session_id, events = await begin(one, 60)
+        async with other.connect() as socket:
+            await send(socket, "start_session", session_id=session_id, last_seq=events[-1]["seq"])
+            error = (await receive(socket))["error"]
+            assert ("store_unavailable", 1.0) == (error["code"], error["retry_after"])
+            gate.open()
+            assert (await again(socket, session_id, events))["resumed"]
+
+
+@pytest.mark.redis
+async def test_a_redis_that_comes_back_empty(own_redis: RedisServer) -> None:
+    """What a Redis has forgotten is saved anew as soon as it is there, though nobody says anything: none is lost."""
+    environment = {"SESSION_STORE": "redis", "REDIS_URL": own_redis.url, "RESUME_GENERATE": "30"}
+    engine = scripted(2000)
+    async with live_service(engine, environment) as one, live_service(engine, environment) as other:
+        gone = [await begin(one, 30) for _ in range(20)]
+        await until(lambda: not engine.running and not one.service.resumption._archive._unsaved)
+        async with one.connect() as silent:
+            silent_id = (await start(silent))["session_id"]
+            await ask(silent, "b 3")
+            await until(lambda: not one.service.resumption._archive._unsaved)
+            own_redis.stop()
+            own_redis.start()
+            began = monotonic()
+            for (answer, said), (session_id, _) in zip(
+                await asyncio.gather(*(rest_of(other, *each) for each in gone)), gone, strict=True
+            ):
+                assert (True, session_id, text("a", 30)) == (answer["resumed"], answer["session_id"], said)
+            # The next renewal of claims would have come later.
+            assert monotonic() - began < 3.0
+            answer, said = await rest_of(other, silent_id, [{"seq": 1}])
+            assert (True, text("b", 3)) == (answer["resumed"], said)

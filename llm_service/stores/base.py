@@ -1,12 +1,19 @@
 """What every store can do."""
 
 from collections.abc import AsyncIterator, Iterable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from llm_service.errors import RecordTooLarge
 
 # In bytes, unless MAX_RECORD_BYTES says something else.
 MAX_RECORD_BYTES = 8_388_608
+
+
+class Renewed(NamedTuple):
+    """What came of claims that were renewed: `lost` are the ids that another has, `anew` those that nobody had."""
+
+    lost: list[str]
+    anew: list[str]
 
 
 class Store(Protocol):
@@ -42,10 +49,11 @@ class Store(Protocol):
         """Make the session `owner`'s for `ttl` if it is nobody's, or its already, and return None; else whose it is."""
         ...
 
-    async def renew(self, session_ids: Iterable[str], owner: str, *, ttl: float) -> list[str]:
-        """Make these claims of `owner` last for `ttl` from now on; return the ids of those that are another's.
+    async def renew(self, session_ids: Iterable[str], owner: str, *, ttl: float) -> Renewed:
+        """Make these claims of `owner` last for `ttl` from now on.
 
-        One that has run out and is nobody's is claimed anew.
+        One that is another's stays so. One that is nobody's is claimed anew: it has run out, or what stands behind the
+        store was started anew and has forgotten it, and the records as well.
         """
         ...
 
@@ -63,6 +71,10 @@ class Store(Protocol):
 
     async def ping(self) -> None:
         """Return if the store answers."""
+        ...
+
+    async def writable(self) -> None:
+        """Return if the store would take a record now, as soon as it would: it may answer, and yet take none."""
         ...
 
     async def aclose(self) -> None:

@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Iterable
 from time import monotonic
 
-from llm_service.stores.base import MAX_RECORD_BYTES, check_size
+from llm_service.stores.base import MAX_RECORD_BYTES, Renewed, check_size
 
 # Bytes a record weighs beside its own.
 _OVERHEAD = 256
@@ -53,9 +53,9 @@ class MemoryStore:
         """None: there is nobody else."""
         return None
 
-    async def renew(self, session_ids: Iterable[str], owner: str, *, ttl: float) -> list[str]:  # noqa: ARG002
+    async def renew(self, session_ids: Iterable[str], owner: str, *, ttl: float) -> Renewed:  # noqa: ARG002
         """Nothing is ever another's."""
-        return []
+        return Renewed([], [])
 
     async def release(self, session_id: str, owner: str) -> None:
         """Do nothing: there is nobody else."""
@@ -70,6 +70,9 @@ class MemoryStore:
 
     async def ping(self) -> None:
         """It is always there."""
+
+    async def writable(self) -> None:
+        """It takes all."""
 
     async def aclose(self) -> None:
         """Forget all."""

@@ -14,7 +14,7 @@ from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import RedisError
 
 from llm_service.errors import ConfigurationError, StoreUnavailable
-from llm_service.stores.base import MAX_RECORD_BYTES, check_size
+from llm_service.stores.base import MAX_RECORD_BYTES, Renewed, check_size
 
 _CONNECTIONS = 16
 # Seconds between two signs of life of the connection that listens: one that is lost without a word is silent for ever.
@@ -42,16 +42,17 @@ redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return false
 """
 _RENEW = """
-local lost = {}
+local lost, anew = {}, {}
 for number, key in ipairs(KEYS) do
   local owner = redis.call('GET', key)
   if owner and owner ~= ARGV[1] then
     lost[#lost + 1] = number
   else
     redis.call('SET', key, ARGV[1], 'PX', ARGV[2])
+    if not owner then anew[#anew + 1] = number end
   end
 end
-return lost
+return {lost, anew}
 """
 _RELEASE = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
@@ -144,15 +145,16 @@ class RedisStore:
         other = await self._run(_CLAIM, [self._owner(session_id)], owner, str(_milliseconds(ttl)))
         return None if other is None else bytes(other).decode()
 
-    async def renew(self, session_ids: Iterable[str], owner: str, *, ttl: float) -> list[str]:
-        """Claim all of these anew; return those that are another's."""
-        ids, lost = list(session_ids), []
+    async def renew(self, session_ids: Iterable[str], owner: str, *, ttl: float) -> Renewed:
+        """Renew all of these that are not another's."""
+        ids, renewed = list(session_ids), Renewed([], [])
         for begin in range(0, len(ids), _IDS_AT_ONCE):
             some = ids[begin : begin + _IDS_AT_ONCE]
             keys = [self._owner(session_id) for session_id in some]
-            numbers = await self._run(_RENEW, keys, owner, str(_milliseconds(ttl)))
-            lost += [some[number - 1] for number in numbers]
-        return lost
+            found = await self._run(_RENEW, keys, owner, str(_milliseconds(ttl)))
+            for ids_of, numbers in zip(renewed, found, strict=True):
+                ids_of += [some[number - 1] for number in numbers]
+        return renewed
 
     async def release(self, session_id: str, owner: str) -> None:
         """Let the session be nobody's, if it is the owner's."""
@@ -164,7 +166,7 @@ class RedisStore:
 
     async def asked(self, owner: str) -> AsyncGenerator[str, None]:
         """Yield the ids of sessions that the owner is asked for."""
-        listening = self._redis.pubsub()
+        listening, subscribed = self._redis.pubsub(), False
         try:
             async with self._bounded():
                 await listening.subscribe(self._asks(owner))
@@ -173,7 +175,11 @@ class RedisStore:
                 while notes := await self._notes(owner):
                     for session_id in notes:
                         yield session_id
-                await self._word(listening)
+                if await self._word(listening) == "subscribe":
+                    if subscribed:
+                        # redis-py has made the connection anew, of itself: to a Redis that may be another.
+                        raise StoreUnavailable("the session store was away; try again", retry_after=1.0)
+                    subscribed = True
         finally:
             await listening.aclose()  # type: ignore[no-untyped-call]
 
@@ -181,6 +187,11 @@ class RedisStore:
         """Return if Redis answers."""
         async with self._bounded():
             await self._redis.ping()
+
+    async def writable(self) -> None:
+        """Return if Redis takes what is written: a full one, a replica and one that can't save do not."""
+        async with self._bounded():
+            await self._redis.set(f"{self._prefix}writable", b"", px=_milliseconds(self._timeout))
 
     async def aclose(self) -> None:
         """Close all connections. A second call does nothing."""
@@ -198,14 +209,15 @@ class RedisStore:
             found = await cast("Awaitable[list[bytes]]", self._redis.spop(self._asks(owner), _IDS_AT_ONCE))
         return [note.decode() for note in found]
 
-    async def _word(self, listening: PubSub) -> None:
-        """Return when something was said, and now and then without."""
+    async def _word(self, listening: PubSub) -> str:
+        """Return what kind of thing was said, when something was, and now and then without."""
         async with self._bounded(_LISTEN_SECONDS):
             message = await listening.get_message(timeout=_LISTEN_SECONDS)
         if message is None:
             async with self._bounded():
                 await listening.ping()
-                await listening.get_message(timeout=None)
+                message = await listening.get_message(timeout=None)
+        return "" if message is None else str(message["type"])
 
     async def _run(self, script: str, keys: list[str], *arguments: str | bytes) -> Any:
         async with self._bounded():

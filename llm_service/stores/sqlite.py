@@ -8,7 +8,7 @@ from time import time
 from typing import TypeVar
 
 from llm_service.errors import StoreUnavailable
-from llm_service.stores.base import MAX_RECORD_BYTES, check_size
+from llm_service.stores.base import MAX_RECORD_BYTES, Renewed, check_size
 from llm_service.stores.sqlite_file import open_file
 
 Result = TypeVar("Result")
@@ -109,14 +109,17 @@ class SQLiteStore:
 
     async def claim(self, session_id: str, owner: str, *, ttl: float) -> str | None:
         """Make the session the owner's, or return whose it is."""
-        (present,) = await self._claim([session_id], owner, ttl)
-        return None if present == owner else present
+        (before,) = await self._claim([session_id], owner, ttl)
+        return None if before in {"", owner} else before
 
-    async def renew(self, session_ids: Iterable[str], owner: str, *, ttl: float) -> list[str]:
-        """Claim all of these anew; return those that are another's."""
+    async def renew(self, session_ids: Iterable[str], owner: str, *, ttl: float) -> Renewed:
+        """Renew all of these that are not another's."""
         ids = list(session_ids)
-        present = await self._claim(ids, owner, ttl) if ids else []
-        return [session_id for session_id, whose in zip(ids, present, strict=True) if whose != owner]
+        before = dict(zip(ids, await self._claim(ids, owner, ttl) if ids else [], strict=True))
+        return Renewed(
+            [session_id for session_id, whose in before.items() if whose not in {"", owner}],
+            [session_id for session_id, whose in before.items() if not whose],
+        )
 
     async def release(self, session_id: str, owner: str) -> None:
         """Let the session be nobody's, if it is the owner's."""
@@ -145,6 +148,15 @@ class SQLiteStore:
         """Return if the file can be read."""
         await self._run(lambda database: database.execute("SELECT 1 FROM records LIMIT 1").fetchone())
 
+    async def writable(self) -> None:
+        """Return once the file can be written to: who reads it does not wait for those who write."""
+
+        def work(database: sqlite3.Connection) -> None:
+            database.execute("BEGIN IMMEDIATE")
+            database.execute("ROLLBACK")
+
+        await self._run(work)
+
     async def aclose(self) -> None:
         """Close the file, when what was begun is done. A second call does nothing."""
         if self._closed:
@@ -155,22 +167,22 @@ class SQLiteStore:
         await asyncio.wait([closing], timeout=self._timeout)
 
     async def _claim(self, ids: list[str], owner: str, ttl: float) -> list[str]:
-        """Claim what can be; return whose each of them is then."""
+        """Claim what can be; return whose each of them was before, "" for nobody's."""
         now = self._clock()
         rows = [{"id": session_id, "owner": owner, "until": now + ttl, "now": now} for session_id in ids]
-        whose = "SELECT owner FROM claims WHERE id = ?"
+        whose = "SELECT owner FROM claims WHERE id = ? AND until > ?"
 
         def work(database: sqlite3.Connection) -> list[str]:
             database.execute("BEGIN IMMEDIATE")
             try:
+                before = [database.execute(whose, (session_id, now)).fetchone() for session_id in ids]
                 database.executemany(_CLAIM, rows)
-                found = [database.execute(whose, (session_id,)).fetchone()[0] for session_id in ids]
                 database.execute("COMMIT")
             except BaseException:
                 if database.in_transaction:
                     database.execute("ROLLBACK")
                 raise
-            return found
+            return ["" if found is None else found[0] for found in before]
 
         return await self._run(work)
 

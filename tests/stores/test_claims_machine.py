@@ -58,8 +58,9 @@ class Claims(RuleBasedStateMachine):
     @rule(owner=owners, ids=st.lists(sessions, unique=True))
     def renew(self, owner: str, ids: list[str]) -> None:
         """Renewing takes what is free, and tells what is another's."""
-        expected = [each for each in ids if self.whose.setdefault(each, owner) != owner]
-        assert expected == self.run(self.stores[owner].renew(ids, owner, ttl=TTL))
+        anew = [each for each in ids if each not in self.whose]
+        lost = [each for each in ids if self.whose.setdefault(each, owner) != owner]
+        assert (lost, anew) == self.run(self.stores[owner].renew(ids, owner, ttl=TTL))
 
     @rule(owner=owners, session_id=sessions)
     def release(self, owner: str, session_id: str) -> None:

@@ -82,8 +82,9 @@ class TestRecords:
         assert await store.load("a") is None
 
     async def test_it_answers(self, store: Store) -> None:
-        """A store that is open answers; closing it twice is closing it."""
+        """A store that is open answers and can be written to; closing it twice is closing it."""
         await store.ping()
+        await store.writable()
         await store.aclose()
         await store.aclose()
 
@@ -115,6 +116,7 @@ class TestSharing:
             store.ask("me", "a"),
             anext(store.asked("me")),
             store.ping(),
+            store.writable(),
         ):
             with pytest.raises(StoreUnavailable, match="stopping"):
                 await cast("Awaitable[object]", call)
@@ -141,23 +143,23 @@ class TestClaims:
         here, there = await opened(), await opened()
         assert await here.claim("a", "here", ttl=0.2) is None
         assert await here.claim("b", "here", ttl=0.2) is None
-        assert [] == await here.renew(["b"], "here", ttl=LONG)
+        assert ([], []) == await here.renew(["b"], "here", ttl=LONG)
         assert "here" == await there.claim("a", "there", ttl=LONG)
         waited = await becomes(None, lambda: there.claim("a", "there", ttl=LONG))
         assert 0.1 < waited < 2
         assert "here" == await there.claim("b", "there", ttl=LONG)
 
     async def test_renewing_tells_what_was_lost(self, opened: Opening) -> None:
-        """Claims are renewed in bulk; those of others are told and stay theirs, those of nobody are taken."""
+        """Claims are renewed in bulk; those of others are told and stay theirs, those of nobody are taken and told."""
         here, there = await opened(), await opened()
         ids = [f"session {number}" for number in range(1200)]
-        assert [] == await here.renew(ids, "here", ttl=LONG)
-        assert [] == await here.renew([], "here", ttl=LONG)
+        assert ([], ids) == await here.renew(ids, "here", ttl=LONG)
+        assert ([], []) == await here.renew([], "here", ttl=LONG)
         for session_id in (ids[0], ids[700], ids[1199]):
             await here.release(session_id, "here")
             assert await there.claim(session_id, "there", ttl=LONG) is None
         await here.release(ids[5], "here")
-        assert [ids[0], ids[700], ids[1199]] == await here.renew(iter(ids), "here", ttl=LONG)
+        assert ([ids[0], ids[700], ids[1199]], [ids[5]]) == await here.renew(iter(ids), "here", ttl=LONG)
         assert ["there", "here"] == [await here.claim(each, "third", ttl=LONG) for each in (ids[700], ids[5])]
 
     async def test_of_many_one_wins(self, opened: Opening) -> None:

@@ -42,9 +42,10 @@ async def test_nobody_else_claims() -> None:
     """A session in memory is always its process's own."""
     store = MemoryStore(max_bytes=1)
     assert await store.claim("a", "me", ttl=1.0) is None
-    assert [] == await store.renew(["a"], "me", ttl=1.0)
+    assert ([], []) == await store.renew(["a"], "me", ttl=1.0)
     await store.release("a", "me")
     await store.ask("me", "a")
     await store.ping()
+    await store.writable()
     await store.aclose()
     assert not store.shared

@@ -156,6 +156,23 @@ async def test_one_who_listens_learns_that_redis_is_away(
             assert "b" == await anext(again)
 
 
+async def test_one_who_listens_learns_of_a_new_connection(own_redis: RedisServer) -> None:
+    """A connection that is lost and made anew within a moment is told of, too: the Redis behind it may be empty."""
+    async with a_store(own_redis.url) as store:
+        await store.ask("me", "a")
+        asks = store.asked("me")
+        assert "a" == await anext(asks)
+        listening = asyncio.ensure_future(anext(asks))
+        async with Redis.from_url(own_redis.url) as other:
+
+            async def listeners() -> object:
+                return (await other.pubsub_numsub(store._asks("me")))[0][1]
+
+            await becomes(1, listeners)
+            await other.client_kill_filter(_type="pubsub")
+        await fails(listening, within=2 * TIMEOUT)
+
+
 async def test_keys_are_its_own_and_pass(redis_server: RedisServer) -> None:
     """Every key begins with the prefix and has its time, so that nothing stays in Redis for ever."""
     raw = Redis.from_url(redis_server.url, decode_responses=True)
@@ -166,12 +183,13 @@ async def test_keys_are_its_own_and_pass(redis_server: RedisServer) -> None:
         await store.delete("b")
         await store.claim("a", "me", ttl=LONG)
         await store.renew(["c"], "me", ttl=LONG)
+        await store.writable()
         await store.ask("me", "a")
         async with a_store(redis_server.url, prefix="theirs:") as other:
             assert (None, None) == (await other.load("a"), await other.claim("a", "you", ttl=LONG))
             await other.release("a", "you")
         keys = set(await raw.keys()) - before
-        names = {"session:a", "session:b", "owner:a", "owner:c", "asks:me"}
+        names = {"session:a", "session:b", "owner:a", "owner:c", "asks:me", "writable"}
         assert {f"ours*:{name}" for name in names} == keys
         assert all([0 < await raw.pttl(key) <= 1000 * LONG for key in keys])
 
@@ -227,5 +245,10 @@ class TestOpening:
                     for number in range(10):
                         await store.save(f"large {number}", bytes(1_000_000), ttl=LONG)
                 assert b"1" == await store.load("a")
+                async with Redis.from_url(server.url) as raw:
+                    await raw.config_set("maxmemory", 1)
+                await store.ping()
+                with pytest.raises(StoreUnavailable, match="OutOfMemory"):
+                    await store.writable()
         finally:
             server.close()
