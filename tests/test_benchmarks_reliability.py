@@ -274,6 +274,7 @@ async def test_a_lost_history_is_seen(prompts: tuple[int, ...], lost: int) -> No
         talk = kills.Talk(kills.FakeEngine(), server.sockets[0].getsockname()[1], seen, 0)
         await talk.begin()
         await talk.whole()
+        await talk.whole()
         await talk.end()
     assert (lost, 4) == (seen.lost, seen.histories)
 

@@ -19,17 +19,21 @@ from benchmarks.script import Script
 from llm_service.engines.model_files import bundled
 
 _ERROR_MS = 500.0
-# Of a session, so that its history stays short; the breaker stays closed as long as most answers are whole.
-_ROUNDS = 10
 # Tokens of an answer; the fake engine says as many words as it is asked for.
-_SHORT, _LONG = 8, 400
+_SHORT, _LONG = 4, 400
 
 
 class Engine(Protocol):
-    """An engine that can be killed. `streams` run in it when it is."""
+    """An engine that can be killed. `streams` run in it when it is.
+
+    A session lives for so many `kills`, so that its history stays short, and is answered so often `between` two of
+    them: the breaker stays closed as long as most answers are whole.
+    """
 
     provider: str
     streams: int
+    kills: int
+    between: int
     settings: Mapping[str, str]
     config: Mapping[str, Any]
 
@@ -50,6 +54,7 @@ class FakeEngine:
     """The fake engine, over Ollama's protocol."""
 
     provider, streams = "ollama", 6
+    kills, between = 10, 2
     config: Mapping[str, Any] = {}
 
     def __init__(self) -> None:
@@ -75,6 +80,8 @@ class LlamaServer:
     """llama.cpp's server with the bundled model, in a process of its own."""
 
     provider, streams = "openai", PARALLEL
+    # An engine that was started again reads the whole history anew: that is what a kill takes longest for.
+    kills, between = 3, 1
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -83,7 +90,7 @@ class LlamaServer:
             "DEFAULT_CONTEXT_WINDOW": str(WINDOW),
             "OPENAI_API_KEY": "benchmark",
         }
-        self.config: Mapping[str, Any] = session_config(_SHORT)
+        self.config: Mapping[str, Any] = {**session_config(_SHORT), "system_prompt": "Be brief."}
 
     @contextlib.contextmanager
     def process(self, folder: Path) -> Generator[Child, None, None]:
@@ -97,11 +104,11 @@ class LlamaServer:
 
     def long(self, number: int) -> str:
         """Return a message whose answer goes on for seconds."""
-        return f"Write a very long story about a journey, number {number}."
+        return f"Count from {number % 100}."
 
     def short(self, number: int) -> str:
         """Return a message whose answer is short."""
-        return f"Say yes, number {number}."
+        return f"Say {number % 100}."
 
 
 @dataclass
@@ -136,10 +143,10 @@ class Talk:
         self._client: Client
 
     async def begin(self) -> None:
-        """Start a session and have it answered three times, to know by how much a prompt grows."""
+        """Start a session and have it answered twice, to know by how much a prompt grows."""
         self._client = await started(self._port, **self._target.config)
         self._before = self._grown = 0
-        for _ in range(3):
+        for _ in range(2):
             await self.whole()
 
     async def end(self) -> None:
@@ -193,14 +200,14 @@ async def run(count: int, folder: Path, *, target: type[FakeEngine] | type[Llama
         talks = [Talk(chosen, service.port, kills, number) for number in range(chosen.streams)]
         try:
             for number in range(count):
-                if number % _ROUNDS == 0:
+                if number % chosen.kills == 0:
                     await at_once(talk.begin() for talk in talks)
                 await _kill(talks, process, kills)
                 living.close()
                 process = living.enter_context(chosen.process(folder))
-                await at_once(talk.whole() for talk in talks)
-                await at_once(talk.whole() for talk in talks)
-                if number % _ROUNDS == _ROUNDS - 1:
+                for _ in range(chosen.between):
+                    await at_once(talk.whole() for talk in talks)
+                if number % chosen.kills == chosen.kills - 1:
                     await at_once(talk.end() for talk in talks)
         except* (Hung, Lost) as ended:
             kills.hung += len(ended.exceptions)
