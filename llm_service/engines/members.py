@@ -15,6 +15,7 @@ class MemberEngine(EngineWrapper):
     """An engine that is asked for models by the names that sessions use.
 
     `names` maps these to the engine's own; empty stands for those of `wanted` that it lists under the same name.
+    What it has is looked at again when it may have changed: it was away, or lacks what it had.
     `window` is in tokens; an engine whose window for a model is smaller is not asked for it.
     """
 
@@ -25,6 +26,8 @@ class MemberEngine(EngineWrapper):
         self.provider = engine.name
         self.window = window
         self.offers: dict[str, str] = {}  # what it was found to have
+        self._sure = False  # whether it was there ever since that was found out
+        self._doubts = 0  # how often there was reason to doubt it
         self._name = name
         self._names = names
         self._wanted = wanted
@@ -47,10 +50,14 @@ class MemberEngine(EngineWrapper):
 
     async def generate(self, request: GenerationRequest, sink: Sink) -> Finish:
         """Hand the answer to `sink`."""
-        own = self.own(request.model)
-        if own != request.model:
+        name, own = request.model, self.own(request.model)
+        if own != name:
             request = msgspec.structs.replace(request, model=own)
-        return await self._engine.generate(request, sink)
+        try:
+            return await self._engine.generate(request, sink)
+        except (EngineUnreachable, ModelNotFound) as error:
+            self._doubt(name, error)
+            raise
 
     async def continues(self, request: GenerationRequest) -> bool:
         """Whether it would go on with the request's last message."""
@@ -58,18 +65,33 @@ class MemberEngine(EngineWrapper):
 
     async def load(self, model: str, context_window: int) -> None:
         """Bring the model into memory."""
-        await self._engine.load(self.own(model), context_window)
+        own = self.own(model)
+        try:
+            await self._engine.load(own, context_window)
+        except (EngineUnreachable, ModelNotFound) as error:
+            self._doubt(model, error)
+            raise
 
     async def ping(self) -> None:
-        """Return if it answers; one of which nothing is known yet is looked at first.
+        """Return if it answers; one that may have other models than is known is looked at.
 
         Raises:
             ModelNotFound: it has none of the models that sessions may ask for.
         """
-        if self.offers:
-            await self._engine.ping()
+        if not (self._sure and self.offers):
+            await self.look()
             return
-        await self.look()
+        # A ping that is cancelled was not answered in time.
+        self._sure, doubts = False, self._doubts
+        await self._engine.ping()
+        self._sure = doubts == self._doubts
+
+    def _doubt(self, model: str, error: EngineError) -> None:
+        """Look again at what it has, before long; until then it is not asked for a model that it turned out to lack."""
+        self._sure = False
+        self._doubts += 1
+        if isinstance(error, ModelNotFound):
+            self.offers.pop(model, None)
 
     async def look(self) -> None:
         """Find out what it has.
@@ -77,15 +99,18 @@ class MemberEngine(EngineWrapper):
         Raises:
             ModelNotFound: it has none of the models that sessions may ask for.
         """
+        doubts = self._doubts
         listed = await self._engine.models()
         names = self._names or {name: name for name in self._wanted}
         offers = {name: own for name, own in names.items() if own in listed or f"{own}:latest" in listed}
         if not offers:
+            self.offers = {}
             wanted, has = ", ".join(sorted(names.values())), ", ".join(listed[:10]) or "none"
             raise ModelNotFound(f"it has no model {wanted}; it has {has}")
         if self.window is not None:
             await self._leave_out_small(offers, self.window)
         self.offers = offers
+        self._sure = doubts == self._doubts
 
     async def _leave_out_small(self, offers: dict[str, str], window: int) -> None:
         for name, own in tuple(offers.items()):
@@ -94,6 +119,7 @@ class MemberEngine(EngineWrapper):
                 del offers[name]
                 problem = f"its window for {own} is {limit} tokens, less than the {window} of the others"
         if not offers:
+            self.offers = {}
             raise ModelNotFound(f"{problem}; set DEFAULT_CONTEXT_WINDOW to what all of them have")
 
     async def models(self) -> list[str]:

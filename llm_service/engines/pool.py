@@ -209,7 +209,8 @@ class PoolEngine(EngineWrapper):
         """Return the error of a model that no engine is known to have: some may not have been reached yet."""
         away = [member for member in self._members if not member.engine.offers]
         if away:
-            return EngineUnreachable("; ".join(f"{member.engine.name}: {member.health.problem}" for member in away))
+            problems = (f"{each.name}: {each.health.problem or 'it has none of its models any more'}" for each in away)
+            return EngineUnreachable("; ".join(problems))
         return ModelNotFound(f"no engine has the model '{model}'")
 
 

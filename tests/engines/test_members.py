@@ -1,5 +1,7 @@
 """The engines of a pool, each by its own names."""
 
+import asyncio
+
 import pytest
 
 from llm_service.engines.base import timed
@@ -63,6 +65,93 @@ async def test_one_with_a_smaller_window() -> None:
     _, engine = member(window=4096)
     await engine.ping()
     assert {"asked": "own"} == engine.offers
+
+
+async def test_it_is_looked_at_again_when_it_comes_back() -> None:
+    """It may have been started with other models: after a ping that failed, or one that was not answered in time."""
+    inner, engine = member(names={"asked": "own", "more": "other"}, has=("own", "other"))
+    listed = count_looks(inner)
+    for _ in range(3):
+        await engine.ping()
+    assert (1, {"asked": "own", "more": "other"}) == (len(listed), engine.offers)
+    inner._models = ["other"]
+    inner.down = True
+    with pytest.raises(EngineUnreachable):
+        await engine.ping()
+    inner.down = False
+    await engine.ping()
+    assert {"more": "other"} == engine.offers
+    inner._models = ["own"]
+    ping, inner.ping = inner.ping, asyncio.Event().wait  # type: ignore[method-assign, assignment]
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await engine.ping()
+    inner.ping = ping  # type: ignore[method-assign]
+    await engine.ping()
+    await engine.ping()
+    assert (3, {"asked": "own"}) == (len(listed), engine.offers)
+    inner.down = True
+    with pytest.raises(EngineUnreachable):
+        await engine.generate(a_request(model="asked"), timed(lambda _: None))
+    inner.down, inner._models = False, ["neither"]
+    with pytest.raises(ModelNotFound, match="it has no model other, own; it has neither"):
+        await engine.ping()
+    assert {} == engine.offers
+
+
+@pytest.mark.parametrize("loads", [True, False])
+async def test_a_model_that_it_turned_out_to_lack(*, loads: bool) -> None:
+    """It is not asked for it any more, for the others it is, and looked at again at the next ping, or the one after."""
+    inner, engine = member(names={"asked": "own", "more": "other"}, has=("own", "other"))
+    await engine.look()
+    inner._models = ["other"]
+    with pytest.raises(ModelNotFound):
+        if loads:
+            await engine.load("asked", 4096)
+        else:
+            await engine.generate(a_request(model="asked"), timed(lambda _: None))
+    assert {"more": "other"} == engine.offers
+    inner._models = ["own", "other"]
+    await engine.ping()
+    assert {"asked": "own", "more": "other"} == engine.offers
+    inner._models = ["other"]
+    go_on = asyncio.Event()
+    inner.ping = go_on.wait  # type: ignore[method-assign, assignment]
+    pinging = asyncio.create_task(engine.ping())
+    await asyncio.sleep(0)
+    with pytest.raises(ModelNotFound):
+        await engine.generate(a_request(model="asked"), timed(lambda _: None))
+    go_on.set()
+    await pinging
+    inner._models = ["own", "other"]
+    await engine.ping()
+    assert {"asked": "own", "more": "other"} == engine.offers
+
+
+async def test_a_smaller_window_after_a_restart() -> None:
+    """It is left out from then on."""
+    inner, engine = member(window=4096)
+    await engine.ping()
+    inner.down = True
+    with pytest.raises(EngineUnreachable):
+        await engine.ping()
+    inner.down, inner._window = False, 2048
+    with pytest.raises(ModelNotFound, match="its window for own is 2048 tokens"):
+        await engine.ping()
+    assert {} == engine.offers
+
+
+def count_looks(inner: ScriptedEngine) -> list[object]:
+    """Return a list that grows whenever an engine is asked what it has."""
+    looks: list[object] = []
+    models = inner.models
+
+    async def counted() -> list[str]:
+        looks.append(None)
+        return await models()
+
+    inner.models = counted  # type: ignore[method-assign]
+    return looks
 
 
 async def test_all_of_them_as_one() -> None:

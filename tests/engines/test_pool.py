@@ -245,7 +245,8 @@ class TestAFrozenEngine:
     def freeze(self, pool: Pool, *names: str) -> None:
         """Let pings of these hang."""
         for name in names:
-            pool.inner[name].ping = asyncio.Event().wait  # type: ignore[method-assign, assignment]
+            for asked in ("ping", "models"):
+                setattr(pool.inner[name], asked, asyncio.Event().wait)
 
     async def test_who_waits_for_its_first_word_is_moved(self) -> None:
         """After the second ping in a row that it left unanswered, to one that is well; the answer is whole."""
@@ -381,6 +382,32 @@ async def test_models() -> None:
     pool.set.members[0].health.note("it is away")
     with pytest.raises(EngineUnreachable, match="a: it is away"):
         await pool.ask(model="none")
+
+
+async def test_one_that_comes_back_without_its_model() -> None:
+    """It fails one request at most, which another answers, and is asked again when it has the model again."""
+    pool = Pool("a", "b")
+    await pool.look()
+    pool.inner["a"]._models = ["quite another"]
+    for _ in range(3):
+        assert "b says it." == (await pool.ask())[0]
+    assert 1 == len(pool.inner["a"].requests)
+    await pool.look()
+    assert "it has no model test; it has quite another" == pool.set.members[0].health.problem
+    pool.inner["a"]._models = ["test"]
+    await pool.look()
+    assert "a says it." == (await pool.ask())[0]
+
+
+async def test_the_last_one_that_has_the_model() -> None:
+    """Lacks it: the client is told so, and from then on that none has it."""
+    pool = Pool("a")
+    await pool.look()
+    pool.inner["a"]._models = ["quite another"]
+    with pytest.raises(ModelNotFound, match="The scripted engine has no model 'test'"):
+        await pool.ask()
+    with pytest.raises(EngineUnreachable, match="a: it has none of its models any more"):
+        await pool.ask()
 
 
 async def test_a_storm() -> None:
