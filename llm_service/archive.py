@@ -83,6 +83,7 @@ class Archive:
         if session_id:
             self._to_claim.discard(session_id)
             self._to_delete.add(session_id)
+            self._changed.set()
 
     async def put(self, live: LiveSession, leave: Callable[[], bool], saved_at: float | None = None) -> bool:
         """Save the session now and, if `leave()` agrees once it is saved, give it up: its client may find it anywhere.
@@ -204,10 +205,12 @@ class Archive:
         more, `hand_over` those that one asks for.
         """
         async with contextlib.AsyncExitStack() as stack:
+            tasks = await stack.enter_async_context(asyncio.TaskGroup())
+            works = [self._keep_up(lost, forgotten)]
             if self._store.shared:
-                tasks = await stack.enter_async_context(asyncio.TaskGroup())
-                for work in (self._keep_up(lost, forgotten), self._listen(tasks, hand_over)):
-                    stack.callback(tasks.create_task(work).cancel)
+                works.append(self._listen(tasks, hand_over))
+            for work in works:
+                stack.callback(tasks.create_task(work).cancel)
             yield
 
     async def _keep_up(self, lost: Callable[[str], None], forgotten: Callable[[str], None]) -> None:

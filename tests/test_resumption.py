@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncGenerator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -210,6 +211,38 @@ class TestGaps:
         assert not answer["resumed"]
         assert session_id != answer["session_id"]
         await socket.close()
+
+    @pytest.mark.parametrize("store", ["memory", "sqlite"])
+    async def test_one_that_ended_after_it_rested_is_gone(
+        self, engine: ScriptedEngine, store: str, tmp_path: Path
+    ) -> None:
+        """What the store kept of a session is deleted when it ends, and nothing is kept of so many that ended."""
+        environment = {"SESSION_STORE": store, "SQLITE_PATH": str(tmp_path / "sessions"), "RESUME_WINDOW": "0.1"}
+        async with live_service(engine, environment) as live:
+            resumption = live.service.resumption
+            for _ in range(2):
+                socket = await live.connect()
+                session_id = (await start(socket))["session_id"]
+                await ask(socket, "a 1")
+                await lose(socket)
+                async with asyncio.timeout(5):
+                    while resumption.resting or live.service.connections or resumption.find(session_id, ""):
+                        await asyncio.sleep(0.01)
+                socket, answer = await come_back(live, session_id, 1)
+                assert session_id == answer["session_id"]
+                await send(socket, "end_session")
+                assert "session_ended" == (await receive(socket))["type"]
+                await socket.close()
+                async with asyncio.timeout(5):
+                    while resumption._archive._to_delete:
+                        await asyncio.sleep(0.01)
+                socket, answer = await come_back(live, session_id, 1)
+                assert session_id != answer["session_id"]
+                await socket.close()
+            archive = resumption._archive
+            async with asyncio.timeout(5):
+                while archive._to_delete or archive._claimed or archive._unsaved or archive._to_claim:
+                    await asyncio.sleep(0.01)
 
     async def test_a_wrong_configuration_changes_nothing(self, live: Live) -> None:
         """A refused configuration is an error; the session still waits for its client."""
