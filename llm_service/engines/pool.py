@@ -7,6 +7,7 @@ anew.
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
 
@@ -38,6 +39,9 @@ from llm_service.metrics import FailoverMoment
 MOST_SESSIONS = 10_000
 # A session stays with its engine unless that has more than so many times, and so many, more to do than another.
 TIMES_BUSIER, MORE = 2, 4
+# Seconds in an answer's middle: for others to be found while those that can go on with it are busy, and for a count of
+# what was said.
+LOOK_LONGER, COUNT_SECONDS = 1.0, 1.0
 # What ends an answer in its middle and says nothing against its rest.
 BROKE_OFF = (EngineUnreachable, EngineTimeout, GenerationFailed, StreamStalled)
 
@@ -111,7 +115,7 @@ class PoolEngine(EngineWrapper):
             Overloaded: all that have the model are busy, and were for too long.
         """
         errand = _Errand(request, sink)
-        usable = self._usable(request.model, errand.tried)
+        usable = self._usable(errand)
         if not usable:
             raise self._nobody(request.model)
         while True:
@@ -144,32 +148,29 @@ class PoolEngine(EngineWrapper):
 
     async def _others(self, errand: "_Errand") -> list[PoolMember]:
         """Return who may be asked now; of an answer that has begun those that are seen to go on with it."""
-        request, tried = errand.request, errand.tried
-        usable = self._usable(request.model, tried)
-        if errand.rest is None or request.messages[-1].role != "assistant":
+        errand.passed_over.clear()
+        usable = self._usable(errand)
+        if errand.rest is None or errand.request.messages[-1].role != "assistant":
             return usable
-        said = errand.rest.said
-        found, counts = await asyncio.gather(
-            asyncio.gather(*(_goes_on(member, request) for member in usable)),
-            asyncio.gather(*(member.engine.count_tokens(request.model, said) for member in usable)),
-        )
+        found = await _able(usable, errand.request, errand.rest.said)
         # What the client asked for holds for both parts, whichever of them goes on.
-        if most := max((count for count in counts if count is not None), default=0):
-            errand.request = errand.rest.counted(request, most)
-        able = [member for member, goes_on in zip(usable, found, strict=True) if goes_on]
+        if most := max((count for _, count in found if count is not None), default=0):
+            errand.request = errand.rest.counted(errand.request, most)
+        able = [member for member, _ in found]
         # Nobody else comes into question meanwhile: it was not looked at.
-        tried |= {member.name for member in self._members if member not in able}
+        errand.passed_over |= {member.name for member in self._members if member not in able}
         return able
 
-    def _usable(self, model: str, tried: set[str]) -> list[PoolMember]:
+    def _usable(self, errand: "_Errand") -> list[PoolMember]:
         """Return who may be asked for the model: the well ones, else those not known to be silent, else all."""
-        having = [member for member in self._members if model in member.engine.offers and member.name not in tried]
+        model, out = errand.request.model, errand.tried | errand.passed_over
+        having = [member for member in self._members if model in member.engine.offers and member.name not in out]
         usable = [member for member in having if member.usable]
         return usable or [member for member in having if not member.permits.silent] or having
 
     async def _admitted(self, errand: "_Errand", usable: list[PoolMember]) -> PoolMember:
         """Return one that may be asked, with a permit of it taken; `usable` are those at the moment."""
-        request, tried = errand.request, errand.tried
+        request = errand.request
         free = [member for member in usable if member.free]
         if free:
             member = self._best(free, request.session_id)
@@ -177,10 +178,10 @@ class PoolEngine(EngineWrapper):
             return member
 
         def wanted(permits: Permits) -> bool:
-            return any(member.permits is permits for member in self._usable(request.model, tried))
+            return any(member.permits is permits for member in self._usable(errand))
 
         engines = [member.permits for member in usable]
-        permits = await self._admission.wait(request, errand.sink, engines, wanted, again=bool(tried))
+        permits = await self._admission.wait(request, errand.sink, engines, wanted, again=bool(errand.tried))
         return next(member for member in self._members if member.permits is permits)
 
     def _best(self, free: list[PoolMember], session: str) -> PoolMember:
@@ -217,10 +218,11 @@ class PoolEngine(EngineWrapper):
 class _Errand:
     """A request on its way: `request` and `sink` are of what is to be asked now, `rest` if that is an answer's rest.
 
-    `tried` are the engines that are asked no more, `error` is what the first of them failed by.
+    `tried` are the engines that are asked no more, `error` is what the first of them failed by; those that are
+    `passed_over` are not asked unless the next fails, too.
     """
 
-    __slots__ = ("_began", "_original", "error", "request", "rest", "sink", "tried")
+    __slots__ = ("_began", "_original", "error", "passed_over", "request", "rest", "sink", "tried")
 
     def __init__(self, request: GenerationRequest, sink: Sink) -> None:
         self._original = (request, sink)
@@ -229,6 +231,7 @@ class _Errand:
         self.sink = sink
         self.rest: Continuation | None = None
         self.tried: set[str] = set()
+        self.passed_over: set[str] = set()
         self.error: EngineError
 
     def failed(self, name: str, error: EngineError | ContextOverflow) -> FastTalkError | None:
@@ -248,8 +251,46 @@ class _Errand:
         return None
 
 
-async def _goes_on(member: PoolMember, request: GenerationRequest) -> bool:
+async def _able(
+    members: Sequence[PoolMember], request: GenerationRequest, said: str
+) -> list[tuple[PoolMember, int | None]]:
+    """Return those that are seen to go on with what was said, each with its count of it.
+
+    The first that can, and is free, is enough: the client hears nothing meanwhile, and another may take its time.
+    """
+    looks = {asyncio.create_task(_looked_at(member, request, said)): member for member in members}
+    found: list[tuple[PoolMember, int | None]] = []
+    pending = set(looks)
     try:
-        return await member.protected.engine.continues(request)
-    except EngineError:
-        return False
+        while pending and not any(member.free for member, _ in found):
+            done, pending = await asyncio.wait(
+                pending, timeout=LOOK_LONGER if found else None, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not done:
+                break
+            ends = [(member, look.result()) for look, member in looks.items() if look in done]
+            found += [(member, count) for member, (goes_on, count) in ends if goes_on]
+    finally:
+        for look in pending:
+            look.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+    return found
+
+
+async def _looked_at(member: PoolMember, request: GenerationRequest, said: str) -> tuple[bool, int | None]:
+    """Return whether it would go on, and its count of what was said, if that comes in time."""
+
+    async def count() -> int | None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(COUNT_SECONDS):
+                return await member.engine.count_tokens(request.model, said)
+        return None
+
+    async def goes_on() -> bool:
+        try:
+            return await member.protected.engine.continues(request)
+        except EngineError:
+            return False
+
+    able, tokens = await asyncio.gather(goes_on(), count())
+    return able, tokens

@@ -11,7 +11,7 @@ from llm_service import engine_health
 from llm_service.engines import pool as pool_module
 from llm_service.engines.breaker import LEAST_CALLS
 from llm_service.engines.pool import PoolMember
-from llm_service.engines.scripted import Fault
+from llm_service.engines.scripted import Fault, ScriptedEngine
 from llm_service.errors import (
     CircuitOpen,
     ContextOverflow,
@@ -26,7 +26,7 @@ from llm_service.errors import (
     ResponseTimeout,
     StreamStalled,
 )
-from llm_service.generation import Message
+from llm_service.generation import GenerationRequest, Message
 from tests.engines.pools import Pool
 from tests.engines.requests import WEATHER, a_request
 
@@ -458,6 +458,32 @@ WORDS = ["one ", "two ", " ", "three ", "fünf ", "六 ", "7, ", "and ", "on ", 
 TEXT = "".join(WORDS)
 
 
+class Never:
+    """A method that does not return."""
+
+    def __init__(self) -> None:
+        self.asked = self.cancelled = 0
+
+    async def __call__(self, *_: object) -> None:
+        self.asked += 1
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+
+
+def answers_later(engine: ScriptedEngine) -> None:
+    """Let it take a little longer than others to say whether it would go on."""
+    method = engine.continues
+
+    async def delayed(request: GenerationRequest) -> bool:
+        await asyncio.sleep(0.02)
+        return await method(request)
+
+    engine.continues = delayed  # type: ignore[method-assign]
+
+
 class TestGoingOn:
     """An engine that fails in the middle of its answer, and another that goes on with it."""
 
@@ -541,6 +567,85 @@ class TestGoingOn:
         with pytest.raises(GenerationFailed, match="it broke again"):
             await pool.answer(request, goes_on=True)
         assert [0, 0, 0] == pool.taken()
+
+    async def test_the_first_that_can_goes_on_at_once(self) -> None:
+        """Whatever the others may say in the end, or never: the client is waiting."""
+        pool = Pool("a", "b", "c", words=WORDS)
+        await pool.look()
+        pool.inner["b"].continues = never = Never()  # type: ignore[method-assign, assignment]
+        pool.inner["a"].fail(GenerationFailed("it broke"), after=2)
+        async with asyncio.timeout(5):
+            assert TEXT == (await pool.answer(a_request(model="test", max_tokens=50), goes_on=True))[0]
+        assert ([], 1, 1, [0, 0, 0]) == (pool.inner["b"].requests, never.asked, never.cancelled, pool.taken())
+
+    async def test_one_that_says_later_that_it_can(self) -> None:
+        """Is waited for while none has been found."""
+        pool = Pool("a", "b", "c", words=WORDS)
+        await pool.look()
+        pool.inner["b"]._continues = False
+        answers_later(pool.inner["c"])
+        pool.inner["a"].fail(GenerationFailed("it broke"), after=2)
+        assert TEXT == (await pool.answer(a_request(model="test", max_tokens=50), goes_on=True))[0]
+        assert ([], 1) == (pool.inner["b"].requests, len(pool.inner["c"].requests))
+
+    async def test_who_is_free_is_worth_a_moment(self) -> None:
+        """The first that can go on is busy: the other, found a little later, need not be waited for."""
+        pool = Pool("a", "b", "c", words=WORDS, max_running=1)
+        await pool.look()
+        pool.set.members[1].permits.taken += 1
+        answers_later(pool.inner["c"])
+        pool.inner["a"].fail(GenerationFailed("it broke"), after=2)
+        async with asyncio.timeout(5):
+            assert TEXT == (await pool.answer(a_request(model="test", max_tokens=50), goes_on=True))[0]
+        assert (0, [0, 1, 0]) == (len(pool.inner["b"].requests), pool.taken())
+
+    async def test_who_is_busy_is_waited_for_in_the_line(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """When nobody else is found within a moment."""
+        monkeypatch.setattr(pool_module, "LOOK_LONGER", 0.01)
+        pool = Pool("a", "b", "c", words=WORDS, max_running=1)
+        await pool.look()
+        busy = pool.set.members[1].permits
+        busy.taken += 1
+        pool.inner["c"].continues = Never()  # type: ignore[method-assign, assignment]
+        pool.inner["a"].fail(GenerationFailed("it broke"), after=2)
+        going = asyncio.create_task(pool.answer(a_request(model="test", max_tokens=50), goes_on=True))
+        await until(lambda: pool.set.admission.line.waiting)
+        pool.set.admission.line.give_back(busy)
+        async with asyncio.timeout(5):
+            assert (TEXT, 1) == ((await going)[0], len(pool.inner["b"].requests))
+
+    async def test_one_that_was_passed_over_is_looked_at_again(self) -> None:
+        """If the one that was found first fails before it says a word."""
+        pool = Pool("a", "b", "c", words=WORDS)
+        await pool.look()
+        answers_later(pool.inner["c"])
+        pool.inner["a"].fail(GenerationFailed("it broke"), after=2)
+        pool.inner["b"].fail(EngineRejected("no"))
+        assert TEXT == (await pool.answer(a_request(model="test", max_tokens=50), goes_on=True))[0]
+        assert [1, 1, 1] == [len(engine.requests) for engine in pool.inner.values()]
+
+    async def test_a_count_that_does_not_come(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Is done without."""
+        monkeypatch.setattr(pool_module, "COUNT_SECONDS", 0.01)
+        pool = Pool("a", "b", words=WORDS)
+        await pool.look()
+        pool.inner["b"].count_tokens = Never()  # type: ignore[method-assign, assignment]
+        pool.inner["a"].fail(GenerationFailed("it broke"), after=2)
+        async with asyncio.timeout(5):
+            assert TEXT == (await pool.answer(a_request(model="test", max_tokens=50), goes_on=True))[0]
+
+    async def test_a_client_that_leaves_in_the_seam(self) -> None:
+        """Nobody is looked at for nobody."""
+        pool = Pool("a", "b", words=WORDS)
+        await pool.look()
+        pool.inner["b"].continues = never = Never()  # type: ignore[method-assign, assignment]
+        pool.inner["a"].fail(GenerationFailed("it broke"), after=2)
+        going: asyncio.Task[object] = asyncio.create_task(
+            pool.answer(a_request(model="test", max_tokens=50), goes_on=True)
+        )
+        await until(lambda: never.asked)
+        await gone(going)
+        assert (1, [0, 0]) == (never.cancelled, pool.taken())
 
     async def test_one_that_is_away_is_not_asked(self) -> None:
         """It can't say whether it would go on."""
