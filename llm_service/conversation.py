@@ -309,11 +309,10 @@ class Conversation:
         # What the engine refused says nothing about the text that stays.
         self._ratio.bytes_per_token = self._ratio_before
 
-    def cut(self, chars: int) -> None:
-        """Let what the assistant said in the newest turn be no longer than this, and mark it as interrupted."""
-        if not self._history.turns:
+    def cut(self, turn: Turn, chars: int) -> None:
+        """Let what the assistant said in a turn be no longer than this, and mark it as interrupted."""
+        if all(kept is not turn for kept in self._history.turns):
             return  # it was dropped meanwhile
-        turn = self._history.turns[-1]
         turn.cut(chars)
         turn.interrupted = True
         self._hold(turn)

@@ -8,6 +8,7 @@ from llm_service.events import ContextUse, ResponseStats, UserMessage
 from llm_service.generation import Finish, Usage
 from llm_service.sentences import Chunk
 from llm_service.session_defaults import Choices
+from llm_service.turn import Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +47,8 @@ class Response:
     first_token_at: float | None = None
     pieces: list[str] = field(default_factory=list)  # since the last tools were asked for
     times: list[float] = field(default_factory=list)  # of every delta since then, reasoning included
+    turn: Turn | None = None  # what of it is in the history, once it has ended
     interrupted: bool = False
-    silenced: bool = False  # its playback was stopped, by a client that may tell yet how far it had got
     heard: int | None = None  # characters of the whole answer that were played; None: nobody told
     uncounted: UserMessage | None = None  # what it answers, while the engine counts its tokens
     tools_at: float | None = None  # when tools were asked for whose results are awaited

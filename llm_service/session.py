@@ -170,7 +170,7 @@ class Session(Turns):
 
         `key` and `whole` are kept with it; `wall` is the time in seconds since the epoch.
         """
-        ended = self._ended
+        ended = None if self._response is not None else self._heard.newest
         return SessionRecord(
             version=VERSION,
             id=self.id,
@@ -187,7 +187,9 @@ class Session(Turns):
             conversation=self._conversation.record(),
             ended=None
             if ended is None
-            else EndedResponse(ended.number, ended.id, ended.chars, ended.heard_end, ended.interrupted, ended.silenced),
+            else EndedResponse(
+                ended.number, ended.id, ended.chars, ended.heard_end, ended.interrupted, self._heard.stopped
+            ),
             replay=replay,
             chunks=self._chunks,
         )
@@ -217,9 +219,12 @@ class Session(Turns):
         session._state = SessionState.ACTIVE
         if record.ended is not None:
             ended = record.ended
-            session._ended = Response(ended.number, session._choices, ended.id, now, earlier_chars=ended.chars)
-            session._ended.heard, session._ended.interrupted = ended.heard, ended.interrupted
-            session._ended.silenced = ended.silenced
+            response = Response(ended.number, session._choices, ended.id, now, earlier_chars=ended.chars)
+            response.turn, response.interrupted = session._conversation.last, ended.interrupted
+            session._heard.begin(response, behind=False)
+            if ended.heard is not None:
+                session._heard.take(None, ended.heard)
+            session._heard.stopped = ended.interrupted or ended.silenced
         return session
 
     # Client events, one method each

@@ -26,6 +26,7 @@ from llm_service.errors import (
 )
 from llm_service.events import Thinking
 from llm_service.generation import Delta, Finish, GenerationRequest, Message, SamplingParams, TakeDelta
+from llm_service.heard import Heard
 from llm_service.response import Response, SpokenChunk
 from llm_service.sentences import Chunk
 from llm_service.session_config import SessionConfig
@@ -57,7 +58,7 @@ class Turns:
         "_conversation",
         "_defaults",
         "_dropped_before",
-        "_ended",
+        "_heard",
         "_last_response",
         "_queue",
         "_refusing",
@@ -82,7 +83,7 @@ class Turns:
 
     def _start_over(self, config: SessionConfig) -> None:
         """Forget what was said."""
-        self._ended: Response | None = None  # the newest one that has ended, while its turn is the newest
+        self._heard = Heard()
         self._dropped_before = 0  # tokens that were told of
         self._conversation = Conversation(
             max_messages=self._defaults.max_history_messages,
@@ -187,7 +188,7 @@ class Turns:
             return self._ask_tools(response, finish, now)
         self._response = None
         self._conversation.commit(response.text, usage=response.held(finish.usage))
-        self._ended = response
+        response.turn = self._conversation.last
         settled = self._settle()
         stats = response.stats(
             finish,
@@ -221,6 +222,7 @@ class Turns:
 
     def _fail(self, response: Response, error: FastTalkError, now: float) -> list[Effect]:
         self._response = None
+        self._heard.undo(response)
         self._conversation.rollback()
         self.counters.turns -= 1
         return [self._error(error, id=response.id, terminal=True), *self._settle(), *self._next(now)]
@@ -286,6 +288,9 @@ class Turns:
     def _barge_in(self, *, sounds: bool) -> list[Effect]:
         """Stop what is still spoken of an answer whose text is whole, since the user speaks; but not under `queue`."""
         if self._choices.on_busy == "queue":
+            speech = self._choices.speech
+            if speech is not None and speech.audio and not sounds:
+                self._heard = Heard()  # to the end, whatever the last ack was
             return []
         # A client with a voice of its own that does not ask to interrupt may send its last ack before it is over.
         if sounds or self._choices.on_busy == "interrupt":
@@ -303,26 +308,17 @@ class Turns:
         return [Send(events.Queued(position=len(self._queue), id=event.id))]
 
     def _cancel(self) -> list[Effect]:
+        if stopped := self._stop_all():
+            return [*stopped, *self._settle()]
         self._cut_short()
-        stopped = self._stop_all()
-        return [*stopped, *self._settle()] if stopped else [*self._silenced(), Send(events.Cancelled(success=False))]
+        return [*self._silenced(), Send(events.Cancelled(success=False))]
 
     def _played(self, event: events.Played) -> list[Effect]:
         if event.chunk is not None and event.chunk not in range(1, self._chunks + 1):
             error = UnknownChunk("no such chunk was sent; without one, chars count from the beginning of the answer")
             return [self._error(error)]
-        response = self._response or self._ended
-        if response is None:
-            return []
-        heard = event.chars
-        if event.chunk is not None:
-            spoken = response.chunks.get(event.chunk)
-            if spoken is None:
-                return []  # of an answer that another has followed meanwhile
-            heard = spoken.heard(event.chars)
-        response.heard = heard
-        if response.interrupted or response.silenced:
-            self._cut_heard(response)
+        if self._heard.take(event.chunk, event.chars) and self._heard.stopped:
+            self._cut_short()
         return []
 
     def _partial_message(self, event: events.PartialMessage) -> list[Effect]:
@@ -377,8 +373,7 @@ class Turns:
             return [self._error(error, id=message.id, terminal=True), *self._next(now)]
         self._response = response
         self._last_response = response.number
-        self._ended = None
-        self.counters.turns += 1
+        self._begin_turn(response)
         effects: list[Effect] = []
         if "response_started" in self._choices.events:
             effects.append(Send(events.ResponseStarted(id=message.id)))
@@ -463,11 +458,11 @@ class Turns:
             return []
         self.counters.generations_cancelled += 1
         if response.uncounted is not None and not self._open_uncounted(response, response.uncounted):
+            self._cut_short()
             return [Stop(response.number)]
         self._conversation.commit(response.text, interrupted=True)
-        response.interrupted = True
-        self._cut_heard(response)
-        self._ended = response
+        response.turn, response.interrupted = self._conversation.last, True
+        self._cut_short()
         self.counters.tokens_generated += response.deltas  # the engine was not asked for its count
         return [Stop(response.number), *self._dropped()]
 
@@ -477,23 +472,20 @@ class Turns:
             self._conversation.begin(message.text, engine_counts=True, **_bounds(response.choices))
         except ContextOverflow:
             return False
-        self.counters.turns += 1
+        self._begin_turn(response)
         return True
 
-    def _cut_short(self) -> None:
-        """Take the end of a playback for the end of an answer that was whole already."""
-        response = self._ended
-        if response is not None:
-            response.silenced = True
-            self._cut_heard(response)
+    def _begin_turn(self, response: Response) -> None:
+        self.counters.turns += 1
+        self._heard.begin(response, behind=self._choices.on_busy == "queue")
 
-    def _cut_heard(self, response: Response) -> None:
-        """Let the newest turn end where it was heard, if that is told and is not all of an answer that was whole."""
-        heard = response.heard_end
-        if heard is None or not (response.interrupted or heard < response.chars):
-            return
-        response.interrupted = True
-        self._conversation.cut(heard)
+    def _cut_short(self) -> None:
+        """Let answers end where they were heard, now that their sound is stopped; those that were heard whole stay."""
+        self._heard.stopped = True
+        for response, end in self._heard.ends():
+            if response.turn is not None and (response.interrupted or end < response.chars):
+                response.interrupted = True
+                self._conversation.cut(response.turn, end)
 
     def _stop_all(self) -> list[Effect]:
         """Stop the running response and forget the waiting messages; [] when there was neither."""

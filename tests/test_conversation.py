@@ -254,11 +254,11 @@ def test_an_answer_is_cut_at_what_was_heard() -> None:
     for word in ("one", "two"):
         _begin(conversation, word)
         conversation.commit("a long answer", usage=Usage(prompt_tokens=20, completion_tokens=4))
-    conversation.cut(6)
+    conversation.cut(conversation.turns[-1], 6)
     assert [("a long answer", False), ("a long", True)] == [(t.answer, t.interrupted) for t in conversation.turns]
     assert ("assistant", "a long") == _said(_begin(conversation, "three"))[3]
     conversation.rollback()
-    conversation.cut(0)
+    conversation.cut(conversation.turns[-1], 0)
     assert [("user", "one"), ("assistant", "a long answer"), ("user", "two\nthree")] == _said(
         _begin(conversation, "three")
     )

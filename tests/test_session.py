@@ -23,6 +23,7 @@ from llm_service.sentences import Chunk
 from llm_service.session import Session, SessionState
 from llm_service.session_config import SessionConfig, SpeechConfig, ToolSpec
 from llm_service.session_defaults import SessionDefaults
+from llm_service.speech_choices import SpeechDefaults
 from llm_service.turns import MAX_TOOL_STEPS
 from tests.sessions import say
 
@@ -1126,7 +1127,7 @@ BOLD = Chunk(0, "Good morning.", 0, 17, pieces=((0, 2), (4, 4), (0, 2), (9, 9)))
 
 
 def _speaking(**config: Any) -> tuple[Session, int]:
-    session = _session()
+    session = _session(speech=SpeechDefaults(formats=frozenset({"wav"})))
     session.receive(StartSession(config=SPOKEN.model_copy(update=config)), 0.0)
     session.receive(UserMessage(text="Hello"), 1.0)
     assert session.running is not None
@@ -1245,6 +1246,52 @@ class TestSpeech:
 
         assert isinstance(ask, Generate)
         assert "**Good** morning." == ask.request.messages[2].content
+
+    def test_an_answer_behind_the_one_that_is_heard_is_interrupted_with_it(self) -> None:
+        """Under `queue`: the one that sounds ends where it was heard, and of the one behind it nothing was."""
+        session, number = _speaking(on_busy="queue")
+        session.cut(number, BOLD)
+        session.finished(number, STOPPED, 3.0)
+        session.receive(UserMessage(text="And then?"), 4.0, sounds=True)
+        say(session, number + 1, Delta("Then this."), 4.5)
+        assert [] == session.receive(Played(chunk=1, chars=8), 5.0)
+        assert [("Hello", "**Good** morning.", False)] == _history(session)
+        session.receive(Cancel(), 6.0)
+
+        assert [("Hello", "**Good** mor", True), ("And then?", "", True)] == _history(session)
+        session.receive(Played(chunk=1, chars=11), 6.1)
+        assert [("Hello", "**Good** mornin", True), ("And then?", "", True)] == _history(session)
+
+    def test_answers_that_are_both_whole_end_at_one_place(self) -> None:
+        """Under `queue` a cancel may stop the sound of an answer that another, whole as well, lies behind."""
+        session, number = _speaking(on_busy="queue")
+        session.cut(number, BOLD)
+        session.finished(number, STOPPED, 3.0)
+        session.receive(UserMessage(text="And then?"), 4.0, sounds=True)
+        say(session, number + 1, Delta("**Good** morning."), 4.5)
+        session.cut(number + 1, BOLD)
+        session.finished(number + 1, STOPPED, 5.0)
+        session.receive(Played(chunk=1, chars=4), 5.0)
+        session.receive(Cancel(), 6.0)
+
+        assert [("Hello", "**Good", True), ("And then?", "", True)] == _history(session)
+        session.receive(Played(chunk=2, chars=4), 6.1)
+        assert [("Hello", "**Good** morning.", True), ("And then?", "**Good", True)] == _history(session)
+
+    @pytest.mark.parametrize("sounds", [True, False])
+    def test_what_sounds_no_more_was_heard(self, sounds: bool) -> None:
+        """A client need not tell of the last words: once no sound of ours is left, an answer is over."""
+        session, number = _speaking(on_busy="queue", events=["audio"])
+        session.cut(number, BOLD)
+        session.finished(number, STOPPED, 3.0)
+        session.receive(Played(chunk=1, chars=4), 3.5)
+        session.receive(UserMessage(text="And then?"), 4.0, sounds=sounds)
+        say(session, number + 1, Delta("Then this."), 4.5)
+        session.receive(Cancel(), 6.0)
+
+        kept = [("Hello", "**Good", True), ("And then?", "", True)]
+        whole = [("Hello", "**Good** morning.", False), ("And then?", "Then this.", True)]
+        assert (kept if sounds else whole) == _history(session)
 
     @pytest.mark.parametrize(
         ("chars", "kept"),

@@ -55,7 +55,7 @@ def _chars(request: GenerationRequest) -> int:
     return sum(len(message.content) for message in request.messages)
 
 
-@dataclass
+@dataclass(eq=False)
 class Answer:
     """A response as its client saw it."""
 
@@ -66,14 +66,62 @@ class Answer:
     heard: int | None = None
     asked: int = 0  # characters of the last prompt
     stopped: bool = False
-    silenced: bool = False  # its playback was stopped, however far it had got
     terminal: int = 0
     cut: int = 0  # characters that chunks were made of
+    end: int | None = None  # where it was cut off
+    interrupted: bool = False
 
     @property
     def kept(self) -> tuple[str, str, bool]:
-        """What of it stays in the history if it was cut off."""
-        return self.text, self.said[: self.heard], True
+        """What of it stays in the history."""
+        return self.text, self.said[: self.end], self.interrupted
+
+
+@dataclass
+class Playback:
+    """What a client hears: answers one behind the other, up to the place that it last told of."""
+
+    line: list[Answer] = field(default_factory=list)
+    place: Answer | None = None
+    stopped: bool = False
+
+    @property
+    def newest(self) -> Answer | None:
+        return self.line[-1] if self.line else None
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether it is told that not all that is whole was heard."""
+        return self.place is not None and (self.place.heard or 0) < len(self.place.said)
+
+    def begin(self, answer: Answer, *, queue: bool) -> None:
+        if self.stopped or not queue:
+            self.line, self.place, self.stopped = [], None, False
+        self.line.append(answer)
+
+    def hear(self, answer: Answer | None, chars: int) -> None:
+        """Take note of an ack; one of an answer that is over by others' acks counts no more."""
+        if answer is None or answer not in self.line:
+            return
+        answer.heard, self.place = chars, answer
+        if self.stopped:
+            self.stop()
+        else:
+            self.line = self.line[self.line.index(answer) :]
+
+    def stop(self) -> None:
+        """Let each answer that was heard in part end there, and nothing remain of those behind it."""
+        self.stopped = True
+        if self.place is None or self.place.heard is None:
+            return
+        at = self.line.index(self.place)
+        ends = [len(answer.said) for answer in self.line]
+        ends[at] = self.place.heard
+        if self.place.heard < len(self.place.said):
+            ends[at + 1 :] = [0] * len(ends[at + 1 :])
+        for answer, end in zip(self.line, ends, strict=True):
+            if answer.interrupted or end < len(answer.said):
+                answer.end, answer.interrupted = end, True
 
 
 @dataclass
@@ -85,17 +133,10 @@ class Client:
     waiting: list[str] = field(default_factory=list)
     # Messages that nobody has answered for yet, by id.
     open: dict[str, str] = field(default_factory=dict)
-    history: list[tuple[str, str, bool]] = field(default_factory=list)
-    # The newest answer that is in the history, while no other was asked for.
-    ended: Answer | None = None
+    history: list[Answer] = field(default_factory=list)
+    playback: Playback = field(default_factory=Playback)
     # Where each chunk begins in its answer, and how long it is, by the chunks' ids; None: nobody knows that any more.
     chunks: dict[int, tuple[Answer, int, int] | None] = field(default_factory=dict)
-
-    @property
-    def cut_short(self) -> bool:
-        """Whether the newest answer is whole and was not heard to its end."""
-        ended = self.ended
-        return ended is not None and ended.heard is not None and ended.heard < len(ended.said)
 
 
 class SessionMachine(RuleBasedStateMachine):
@@ -132,8 +173,8 @@ class SessionMachine(RuleBasedStateMachine):
         self.client.open[id_] = text
         busy, mode = self.client.running is not None, self.session.config.on_busy or "reject"
         begins = self._begins()
-        if not begins and not busy and mode == "interrupt" and self.client.cut_short:
-            self._stop_hearing()
+        if not begins and not busy and mode == "interrupt":
+            self.client.playback.stop()
         if busy and mode == "queue" and len(self.client.waiting) < DEFAULTS.max_queued_messages:
             self.client.waiting.append(id_)
         sent = self._carry_out(self.session.receive(events.UserMessage(text=text, id=id_), self._tick()))
@@ -149,36 +190,16 @@ class SessionMachine(RuleBasedStateMachine):
 
     @rule()
     def cancel(self) -> None:
-        busy, cut_short = self.client.running is not None, self.client.cut_short
+        busy = self.client.running is not None
         (event,) = self._carry_out(self.session.receive(events.Cancel(), self._tick()))
         assert isinstance(event, events.Cancelled)
         assert busy == event.success
-        if not busy and self.client.ended is not None:
-            self.client.ended.silenced = True
-        if not busy and cut_short:
-            self._stop_hearing()
-
-    def _stop_hearing(self) -> None:
-        assert self.client.ended is not None
-        self.client.ended.stopped = True
-        self.client.history[-1] = self.client.ended.kept
+        self.client.playback.stop()
 
     @rule(chars=st.integers(0, 8))
     def played(self, chars: int) -> None:
         assert [] == self._carry_out(self.session.receive(events.Played(chars=chars), self._tick()))
-        self._hears(chars, None)
-
-    def _hears(self, chars: int, of: Answer | None) -> None:
-        """Take note of an ack; `of` is the answer of its chunk, which may be an old one."""
-        client = self.client
-        newest = client.ended if client.running is None else client.answers[client.running]
-        if newest is None or of not in (None, newest):
-            return
-        newest.heard = chars
-        if client.running is None and newest.silenced and client.cut_short:
-            newest.stopped = True
-        if newest.stopped and client.running is None:
-            client.history[-1] = newest.kept
+        self.client.playback.hear(self.client.playback.newest, chars)
 
     @rule(age=AGES)
     def cut(self, age: int) -> None:
@@ -204,7 +225,7 @@ class SessionMachine(RuleBasedStateMachine):
         known = self.client.chunks[id_]
         if known is not None:
             answer, start, length = known
-            self._hears(start + min(chars, length), answer)
+            self.client.playback.hear(answer, start + min(chars, length))
 
     @rule(chars=st.integers(0, 4))
     def barge_in(self, chars: int) -> None:
@@ -218,6 +239,15 @@ class SessionMachine(RuleBasedStateMachine):
         self.delta(0, " more", False)
         self.played_chunk(0, chars)
         self.cancel()
+
+    @rule(chars=st.integers(0, 8), text=TEXTS, more=st.integers(0, 2))
+    def interrupt_an_answer_behind_another(self, chars: int, text: str, more: int) -> None:
+        """Under `queue`: hear a part of one answer while the next is made, then stop all, and tell more of it."""
+        self.update_config(QUEUE)
+        self.speak_over_the_sound(chars, text)
+        self.delta(0, " next", False)
+        self.cancel()
+        self.played_chunk(0, chars + more)
 
     @rule(chars=st.integers(0, 8), text=TEXTS)
     def speak_over_the_sound(self, chars: int, text: str) -> None:
@@ -275,7 +305,7 @@ class SessionMachine(RuleBasedStateMachine):
         assert isinstance(sent[-1], events.SessionStarted | events.SessionConfigured)
         assert isinstance(sent[-1], events.SessionConfigured) or sent[-1].session_id == self.session.id
         assert {} == self.client.open
-        self.client.history, self.client.ended = [], None
+        self.client.history, self.client.playback = [], Playback()
 
     def greet(self) -> None:
         new = self.session.state is SessionState.NEW
@@ -300,6 +330,10 @@ class SessionMachine(RuleBasedStateMachine):
             assert restored.stats(self.now) == self.session.stats(self.now)
             self.session = restored
             self.client.chunks = dict.fromkeys(self.client.chunks)
+            playback = self.client.playback
+            newest = playback.line[-1:]
+            place = newest[0] if newest and newest[0].heard is not None else None
+            self.client.playback = Playback(newest, place, any(each.interrupted for each in newest) or playback.stopped)
 
     def come_back(self, config: SessionConfig) -> None:
         """A client that comes back to a gap is told so, and what ran is over without a word more."""
@@ -312,7 +346,7 @@ class SessionMachine(RuleBasedStateMachine):
             assert Stop(self.client.running) == effects[0]
             answer.stopped = True
             self._end(answer)
-            self._keep(answer, answer.kept)
+            self._keep(answer, interrupted=True)
             for waiting in self.client.waiting:
                 del self.client.open[waiting]
             self.client.waiting = []
@@ -324,7 +358,7 @@ class SessionMachine(RuleBasedStateMachine):
         """Whether the next message begins a session, and with it a history."""
         begins = self.session.state is not SessionState.ACTIVE
         if begins:
-            self.client.history, self.client.ended = [], None
+            self.client.history, self.client.playback = [], Playback()
         return begins
 
     # What the engine says, of any response
@@ -407,24 +441,29 @@ class SessionMachine(RuleBasedStateMachine):
         assert effect.request.messages[-1].content.endswith(answer.text)
         client.answers[effect.response] = answer
         client.running = effect.response
-        client.ended = None
+        client.playback.begin(answer, queue=self.session.config.on_busy == "queue")
 
     def _hear(self, event: events.ServerEvent) -> None:
         match event:
             case events.ResponseComplete(id=id_):
                 answer = self._terminal(id_)
                 assert not answer.stopped
-                self._keep(answer, (answer.text, answer.said, False))
+                self._keep(answer, interrupted=False)
             case events.Cancelled(success=True, id=id_):
                 answer = self._terminal(id_)
                 assert answer.stopped
-                self._keep(answer, answer.kept)
+                self._keep(answer, interrupted=True)
                 assert len(self.client.waiting) == event.dropped
                 for waiting in self.client.waiting:
                     del self.client.open[waiting]
                 self.client.waiting = []
             case events.Error(id=str(id_)) if event.terminal and self._runs(id_):
-                assert not self._terminal(id_).stopped
+                answer = self._terminal(id_)
+                assert not answer.stopped
+                if self.client.playback.newest is answer:
+                    self.client.playback.line.pop()
+                if self.client.playback.place is answer:
+                    self.client.playback.place = None
             case events.Error(id=str(id_)):
                 # Refused before it became a response: too large, or there is one already.
                 too_large = event.error.code == "context_overflow"
@@ -445,9 +484,11 @@ class SessionMachine(RuleBasedStateMachine):
         running = self.client.running
         return running is not None and self.client.answers[running].message == id_
 
-    def _keep(self, answer: Answer, kept: tuple[str, str, bool]) -> None:
-        self.client.history.append(kept)
-        self.client.ended = answer
+    def _keep(self, answer: Answer, *, interrupted: bool) -> None:
+        self.client.history.append(answer)
+        answer.interrupted = interrupted
+        if interrupted:
+            self.client.playback.stop()
 
     def _end(self, answer: Answer) -> None:
         answer.terminal += 1
@@ -482,7 +523,7 @@ class SessionMachine(RuleBasedStateMachine):
             return
         conversation = self.session.conversation
         kept = [(turn.user, turn.answer, turn.interrupted) for turn in conversation.turns]
-        assert self.client.history[conversation.dropped_turns :] == kept
+        assert [answer.kept for answer in self.client.history[conversation.dropped_turns :]] == kept
 
 
 TestSession = SessionMachine.TestCase

@@ -605,6 +605,26 @@ async def test_an_ack_of_a_chunk_moves_the_end(tts: FakeServer, order: tuple[str
     assert ("assistant", ANSWER[: ANSWER.index(" the second")]) == history(scripted)[1]
 
 
+async def test_under_queue_a_cancel_ends_all_that_was_not_heard(tts: FakeServer) -> None:
+    """While the first answer sounds the second is whole: one ack says where the one ends, and the other is unheard."""
+    scripted = engine()
+    tts.answer = Slow(pieces=10_000)
+    async with speaking(tts, scripted) as live, live.connect() as socket:
+        await start(socket, speech=SPEECH, events=["chunk", "audio"], on_busy="queue")
+        for text in ("Hello", "Go on"):
+            await send(socket, "user_message", text=text)
+            heard = await hear(socket, silent=True)
+            assert ANSWER == heard.text
+        await send(socket, "played", chunk=1, chars=4)
+        await send(socket, "cancel")
+        await send(socket, "user_message", text="What?")
+        async with asyncio.timeout(20):
+            while len(scripted.requests) < 3:
+                await socket.recv()
+
+    assert [("user", "Hello"), ("assistant", "Well"), ("user", "Go on\nWhat?")] == history(scripted)
+
+
 @pytest.mark.parametrize("busy", ["interrupt", "reject", "queue"])
 async def test_an_answer_heard_whole_keeps_its_code(tts: FakeServer, busy: str) -> None:
     """What is for nobody's ear at its end is in the history, though no ack can tell of it."""
