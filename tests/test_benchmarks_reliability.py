@@ -14,7 +14,7 @@ from websockets.asyncio.server import ServerConnection, serve
 
 from benchmarks import wire
 from benchmarks.fake_stream import State
-from benchmarks.reliability import barge_ins, cuts, frozen, garbage, kills, parts, soak, standards
+from benchmarks.reliability import barge_ins, cuts, frozen, garbage, kills, parts, soak, standards, stop_floor, stops
 from benchmarks.reliability.client import Client, Hung, Lost, answer
 from benchmarks.reliability.faults import FAULTS
 from benchmarks.reliability.promise import Outcome, Part, line, write
@@ -309,3 +309,38 @@ def test_a_soak_is_judged_by_its_second_half() -> None:
         outcome = Outcome()
         soak._judge(outcome, soak.Users(), samples)
         assert broken == len(outcome.broken)
+
+
+async def test_the_floor_of_a_stop_is_measured_as_the_service_is(fake: tuple[State, int]) -> None:
+    """It says an engine's words and a TTS's sound exactly, and a cancel ends both; the clients see nothing wrong."""
+    state, engine_port = fake
+    floor = barge_ins.BargeIns("floor", wanted=5)
+    async with slow_tts() as tts:
+        server = await stop_floor.serve(0, engine_port, tts.port)
+        port = server.sockets[0].getsockname()[1]
+        await barge_ins._barge_in_often(port, floor)
+        async with asyncio.timeout(5):
+            while tts.running or state.running:
+                await asyncio.sleep(0.001)
+        server.close()
+
+    assert (5, 0, 0, 0) == (floor.done, floor.late, floor.wrong, floor.hung)
+    assert barge_ins._times(floor, tts)
+    assert state.given_up
+
+
+@pytest.mark.parametrize(
+    ("service", "within", "broken"),
+    [
+        ([1.0] * 100, 1.0, 0),
+        ([9.1] * 5 + [1.0] * 1995, 1.0, 0),
+        ([9.1] * 50 + [1.0] * 1950, 1.0, 1),
+        ([1.0] * 100, 0.5, 1),
+    ],
+    ids=["as the floor", "seldom late", "often late", "slow in itself"],
+)
+def test_a_slow_stop_is_seen_beside_a_floor(service: list[float], within: float, broken: int) -> None:
+    """What takes long beyond what a relay takes that only closes is the service's own."""
+    outcome = Outcome()
+    stops.tell(outcome, service, [1.0] * 98 + [2.0] * 2, within, what="engine freed")
+    assert broken == len(outcome.broken)

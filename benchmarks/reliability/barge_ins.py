@@ -1,12 +1,14 @@
 """Barge-ins at random moments, with a TTS that is slow: it is left at once, and nothing of the old answer is heard."""
 
+import itertools
 import random
 from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 
-from benchmarks.figures import percentile
+from benchmarks.reliability import stops
 from benchmarks.reliability.client import Client, Event, Hung, Lost, started
 from benchmarks.reliability.promise import Outcome
 from benchmarks.reliability.slow_tts import SlowTTS, slow_tts
@@ -15,17 +17,16 @@ from benchmarks.script import Script
 
 _CLIENTS = 2
 _WORDS, _RATE = 400, 500.0
-# From the client's cancel to the TTS seeing its reader gone: two hops of loopback, and what three processes on two
-# cores wait for each other.
-_LEFT_MS = 100.0
 
 
 @dataclass
 class BargeIns:
-    """What all clients did, and what came that must not."""
+    """What all clients of one system did, and what came that must not; `name` begins their voices'."""
 
-    wanted: int
+    name: str
+    wanted: int = 0
     done: int = 0
+    number: Iterator[int] = field(default_factory=itertools.count)  # of the next client
     at: dict[str, list[float]] = field(default_factory=dict)  # when, by the clients' voices
     late: int = 0  # sounds of an answer that was left
     wrong: int = 0
@@ -74,9 +75,10 @@ class _Listener:
         return event.data if event.type == "token" else ""
 
 
-async def _barge_in_often(number: int, port: int, barge_ins: BargeIns) -> None:
+async def _barge_in_often(port: int, barge_ins: BargeIns) -> None:
+    number = next(barge_ins.number)
     seed = 1 + number * 1_000_000
-    voice = f"voice-{number}"
+    voice = f"{barge_ins.name}-{number}"
     client = await started(port, speech={"enabled": True, "format": "pcm", "voice": voice}, events=["chunk", "audio"])
     listener = _Listener(client, random.Random(number), barge_ins, barge_ins.at.setdefault(voice, []))
     try:
@@ -90,27 +92,40 @@ async def _barge_in_often(number: int, port: int, barge_ins: BargeIns) -> None:
 
 async def run(count: int, folder: Path) -> Outcome:
     """Barge in so many times."""
-    outcome, barge_ins = Outcome(), BargeIns(count)
+    outcome, barge_ins, floor = Outcome(), BargeIns("service"), BargeIns("floor")
     async with slow_tts() as tts:
         settings = {"TTS_ENDPOINTS": f"openai=http://127.0.0.1:{tts.port}/v1"}
-        with engine(folder) as (_, engine_port), service_before(engine_port, folder, settings) as service:
-            await at_once(_barge_in_often(number, service.port, barge_ins) for number in range(_CLIENTS))
+        with (
+            engine(folder) as (_, engine_port),
+            service_before(engine_port, folder, settings) as service,
+            stops.floor_before(engine_port, folder, tts_port=tts.port) as floor_port,
+        ):
+            for part in range(1, stops.ROUNDS + 1):
+                for port, each in ((floor_port, floor), (service.port, barge_ins)):
+                    each.wanted = count * part // stops.ROUNDS
+                    await at_once(_barge_in_often(port, each) for _ in range(_CLIENTS))
 
             async def idle() -> bool:
                 return not tts.running
 
             idle_again = await until(idle, 5.0)
+            within = stops.within(service)
             service.check(outcome)
-    _tell(outcome, barge_ins, tts, idle_again=idle_again)
+    times = _times(barge_ins, tts)
+    outcome.figure(f"{barge_ins.done:,} barge-ins, {len(times):,} of them while the TTS was at it")
+    outcome.none(int(not idle_again), "syntheses left running")
+    stops.tell(outcome, times, _times(floor, tts), within, what="TTS left")
+    if floor.wrong or floor.hung:
+        outcome.note(f"the floor itself went wrong {floor.wrong} times, and hung {floor.hung} times")
+    _tell(outcome, barge_ins)
     return outcome
 
 
-def _tell(outcome: Outcome, barge_ins: BargeIns, tts: SlowTTS, *, idle_again: bool) -> None:
-    times = [ms for voice, left in tts.left.items() for ms in _since(barge_ins.at[voice], left)]
-    outcome.figure(f"{barge_ins.done:,} barge-ins, {len(times):,} of them while the TTS was at it")
-    outcome.none(int(not idle_again), "syntheses left running")
-    p50, p99 = percentile(times, 0.5), percentile(times, 0.99)
-    outcome.most(p99, _LEFT_MS, f"TTS left after {p50:.1f} ms, p99 {p99:.1f}")
+def _times(barge_ins: BargeIns, tts: SlowTTS) -> list[float]:
+    return [ms for voice, at in barge_ins.at.items() for ms in _since(at, tts.left.get(voice, []))]
+
+
+def _tell(outcome: Outcome, barge_ins: BargeIns) -> None:
     outcome.none(barge_ins.late, "sounds of an answer that was left")
     outcome.none(barge_ins.wrong, "wrong texts or ends")
     outcome.none(barge_ins.hung, "hung")

@@ -43,11 +43,15 @@ class Tested:
         own = psutil.Process(self.process.pid)
         return [own.pid, *(each.pid for each in own.children(recursive=True))]
 
-    def metric(self, name: str) -> float:
-        """Return a sample of /metrics, summed over labels."""
+    def metric(self, name: str, **labels: str) -> float:
+        """Return a sample of /metrics, summed over all labels but those given."""
         total, text = 0.0, get(self.monitoring_port, "/metrics").decode()
         for family in text_string_to_metric_families(text):
-            total += sum(sample.value for sample in family.samples if sample.name == name)
+            total += sum(
+                sample.value
+                for sample in family.samples
+                if sample.name == name and labels.items() <= sample.labels.items()
+            )
         return total
 
 
