@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import contextvars
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
 
@@ -25,6 +25,7 @@ from llm_service.errors import (
     QueueFull,
     RateLimited,
     ShuttingDown,
+    TooManyConnections,
     TooManyInvalidMessages,
     Unauthorized,
     UnsupportedFrame,
@@ -62,7 +63,11 @@ class ConnectionLimits:
 
 
 class Connection:
-    """Serves one accepted WebSocket, with a session of its own until its client asks for another."""
+    """Serves one accepted WebSocket, with a session of its own until its client asks for another.
+
+    `let_in` is called when a key has come that the handshake lacked, and may refuse by a TooManyConnections. `known`
+    says whether there is a key, if one is asked for, and a place for the connection among the others.
+    """
 
     def __init__(
         self,
@@ -72,6 +77,7 @@ class Connection:
         resumption: Resumption,
         limits: ConnectionLimits,
         admission: Admission,
+        let_in: Callable[["Connection"], None],
         metrics: Metrics,
     ) -> None:
         self._socket = socket
@@ -81,6 +87,8 @@ class Connection:
         self._resumption = resumption
         self._limits = limits
         self._admission = admission
+        self._let_in = let_in
+        self.known = not admission.waits_for_key
         self._metrics = metrics
         self._closing: tuple[int, str] | None = None
         # Done when all is written after `close`, or with the error that taking a message ran into.
@@ -161,6 +169,14 @@ class Connection:
         elif self._draining and not self._live.speaking:
             self._close(CloseCode.SHUTDOWN, "shutting down")
         self._live.count_sent()
+
+    def make_room(self) -> None:
+        """Leave to one that came later: too many wait until their clients say who they are."""
+        error = TooManyConnections(
+            "too many connections wait for a key; connect again, and bring it in the handshake", retry_after=1.0
+        )
+        self._carry_out(self.session.tell(error))
+        self._close(CloseCode.CONNECTION_LIMIT, "connection limit")
 
     def shut_down(self) -> None:
         """End what still runs when the drain is over, and say so: connect again, elsewhere."""
@@ -273,8 +289,10 @@ class Connection:
             event = parse(text)
             if self._admission.waits_for_key:
                 self._admission.check_key(event)
+                self._let_in(self)
+                self.known = True
                 self._live.key = self._admission.key
-        except ClientError as error:
+        except (ClientError, TooManyConnections) as error:
             self._refuse(error, now)
             return
         try:
@@ -297,6 +315,8 @@ class Connection:
         self._refused_in_a_row += 1
         if isinstance(error, Unauthorized):
             self._close(CloseCode.BAD_KEY, "bad key")
+        elif isinstance(error, TooManyConnections):
+            self._close(CloseCode.CONNECTION_LIMIT, "connection limit")
         elif self._refused_in_a_row >= self._limits.max_invalid_messages:
             last = TooManyInvalidMessages(f"{self._refused_in_a_row} messages in a row were refused; see the errors")
             self._carry_out(self.session.tell(last))

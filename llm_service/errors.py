@@ -222,7 +222,7 @@ class CapacityError(FastTalkError):
 
 
 class TooManyConnections(CapacityError):
-    """LLM_MAX_CONNECTIONS are open; the connection is closed with 3504."""
+    """LLM_MAX_CONNECTIONS are open, or wait for their key; the connection is closed with 3504."""
 
     code = "max_connections"
     recoverable = False

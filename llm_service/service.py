@@ -98,6 +98,8 @@ class Service:
         )
         self.rates = MessageRates(settings.message_rate, settings.message_burst)
         self.connections: set[Connection] = set()
+        # Those whose key is still to come, the oldest first.
+        self._strangers: dict[Connection, None] = {}
         self.idle_work = IdleWork()
         self.empty = asyncio.Event()
         self.empty.set()
@@ -199,12 +201,30 @@ class Service:
         """Take note of a connection; `leave` must follow."""
         self.connections.add(connection)
         self.empty.clear()
+        if not connection.known:
+            self._strangers[connection] = None
+            if len(self._strangers) > self.manager.max_connections:
+                # Who has a key says so at once; who holds sockets open and says nothing keeps nobody else out.
+                oldest = next(iter(self._strangers))
+                del self._strangers[oldest]
+                oldest.make_room()
         if self.access.revoked(connection.live.key):
             connection.revoke()  # while the handshake was answered
+
+    def let_in(self, connection: Connection) -> None:
+        """Give a connection whose key has come a place.
+
+        Raises:
+            TooManyConnections: LLM_MAX_CONNECTIONS are open.
+        """
+        self.manager.let_in()
+        self._strangers.pop(connection, None)
 
     def leave(self, connection: Connection) -> None:
         """Forget a connection that is gone."""
         self.connections.discard(connection)
+        self._strangers.pop(connection, None)
+        self.manager.leave(known=connection.known)
         self._look_if_empty()
 
     def _use_keys(self, keys: Sequence[str]) -> None:

@@ -62,24 +62,40 @@ class SessionManager:
     def running_responses(self) -> int:
         return sum(session.running is not None for session in self._sessions)
 
-    def admit(self, now: float) -> Session:
+    @property
+    def max_connections(self) -> int:
+        """LLM_MAX_CONNECTIONS."""
+        return self._max_connections
+
+    def admit(self, now: float, *, known: bool = True) -> Session:
         """Make the session that a new connection begins with; `leave` and `forget` must follow.
+
+        One whose key is still to come is not `known`, and takes nobody's place before it is `let_in`.
 
         Raises:
             TooManyConnections: LLM_MAX_CONNECTIONS are open.
+        """
+        if known:
+            self.let_in()
+        session = Session(self._defaults, new_id=self._new_id, now=now)
+        self._sessions.add(session)
+        return session
+
+    def let_in(self) -> None:
+        """Give a connection a place among the LLM_MAX_CONNECTIONS.
+
+        Raises:
+            TooManyConnections: all are taken.
         """
         if self._connections >= self._max_connections:
             raise TooManyConnections(
                 f"all {self._max_connections} connections are in use; try again later", retry_after=5.0
             )
         self._connections += 1
-        session = Session(self._defaults, new_id=self._new_id, now=now)
-        self._sessions.add(session)
-        return session
 
-    def leave(self) -> None:
-        """Forget a connection that is gone."""
-        self._connections -= 1
+    def leave(self, *, known: bool = True) -> None:
+        """Forget a connection that is gone; one that was not `known` had no place."""
+        self._connections -= known
         self._connections_closed += 1
 
     def restore(self, record: SessionRecord, now: float, *, wall: float) -> Session:

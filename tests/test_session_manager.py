@@ -52,6 +52,24 @@ def test_the_limit_is_told() -> None:
     assert "s3" == sessions.admit(1.0).id
 
 
+def test_who_has_no_key_yet_takes_no_place() -> None:
+    """Whatever their number, they keep nobody out; once the key has come the limit holds for them as for others."""
+    sessions = manager()
+    for _ in range(5):
+        sessions.admit(0.0, known=False)
+    sessions.admit(0.0)
+    sessions.let_in()
+    assert 2 == sessions.active_connections
+    with pytest.raises(TooManyConnections):
+        sessions.let_in()
+    sessions.leave(known=False)
+    with pytest.raises(TooManyConnections):
+        sessions.let_in()
+    sessions.leave()
+    sessions.let_in()
+    assert 2 == sessions.active_connections
+
+
 def test_totals_hold_the_living_and_the_gone() -> None:
     """Messages, tokens and generations are counted while a connection lives, and kept when it is gone."""
     sessions = manager()

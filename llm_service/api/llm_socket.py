@@ -31,15 +31,15 @@ async def llm_socket(socket: WebSocket) -> None:
         await _refuse(service, socket, *refusal)
         return
     await socket.accept(SUBPROTOCOL if SUBPROTOCOL in socket.scope["subprotocols"] else None)
+    admission = Admission(service.access, service.rates, key)
     try:
-        session = service.manager.admit(monotonic())
+        session = service.manager.admit(monotonic(), known=not admission.waits_for_key)
     except TooManyConnections as error:
         await _turn_away(service, socket, error)
         return
-    admission = Admission(service.access, service.rates, key)
     live = service.employ(session, admission.key)
     connection = Connection(
-        socket, wire_of(socket), live, service.resumption, service.limits, admission, service.metrics
+        socket, wire_of(socket), live, service.resumption, service.limits, admission, service.let_in, service.metrics
     )
     service.enter(connection)
     _log.info("connection_opened", session_id=session.id, connections=len(service.connections))
@@ -47,7 +47,6 @@ async def llm_socket(socket: WebSocket) -> None:
         await connection.run()
     finally:
         service.leave(connection)
-        service.manager.leave()
         _log.info("connection_closed", session_id=session.id, sent=session.counters.messages_sent)
 
 
