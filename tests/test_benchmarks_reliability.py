@@ -311,6 +311,23 @@ def test_a_soak_is_judged_by_its_second_half() -> None:
         assert broken == len(outcome.broken)
 
 
+@pytest.mark.parametrize(("leaked", "broken"), [(0, 0), (5, 0), (100, 1)])
+def test_a_leak_of_a_few_bytes_a_turn_is_seen(leaked: int, broken: int) -> None:
+    """So many bytes a turn, at the 50 turns a second of a soak; memory comes in pages and goes up and down a little."""
+    chance = random.Random(1)
+
+    def held(at: float) -> frozen.Held:
+        each = object.__new__(frozen.Held)
+        noise = chance.choice((0, 0, 0, 4096, 8192))
+        each.rss = (96_000_000 + (50 * leaked * at) // 4096 * 4096 + noise) / 2**20
+        each.files, each.tasks = 50, 70.0
+        return each
+
+    outcome = Outcome()
+    soak._judge(outcome, soak.Users(), [(float(at), held(at)) for at in range(800)])
+    assert broken == len(outcome.broken)
+
+
 async def test_the_floor_of_a_stop_is_measured_as_the_service_is(fake: tuple[State, int]) -> None:
     """It says an engine's words and a TTS's sound exactly, and a cancel ends both; the clients see nothing wrong."""
     state, engine_port = fake

@@ -12,6 +12,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 import structlog
@@ -150,6 +151,21 @@ def test_two_workers(tmp_path: Path) -> None:
             assert 0 == service.end()
         assert "Traceback" not in service.text()
     assert not any(psutil.pid_exists(pid) for pid in {**before, **worker_pids(service)}.values())
+
+
+def test_the_worker_that_is_monitored_dies(tmp_path: Path) -> None:
+    """Who asks on the monitoring port meanwhile is not refused: its successor answers, and is ready before long."""
+    with service_process(tmp_path, "--workers", "2") as service:
+        service.wait_until_listening(2)
+        with started(service.ws_url):
+            before = worker_pids(service)
+            os.kill(before[1], signal.SIGKILL)
+            answer = httpx.get(f"http://127.0.0.1:{service.monitoring_port}/health/live", timeout=PATIENCE)
+            assert 200 == answer.status_code
+            assert before[1] != worker_pids(service)[1]
+            assert before[2] == worker_pids(service)[2]
+            service.wait_until(lambda: service.get("/health/ready"), "it is ready")
+            assert 1 == samples(service)["fasttalk_sessions_total"]
 
 
 def test_workers_that_cannot_start(tmp_path: Path) -> None:
