@@ -39,6 +39,7 @@
      │    ├── EngineRejected
      │    ├── ModelNotFound
      │    ├── GenerationFailed
+     │    ├── InvalidToolCall
      │    ├── ToolResultsOverdue
      │    └── TooManyToolCalls
      ├── SpeechError                what speaks failed: the text goes on alone
@@ -355,6 +356,13 @@ class GenerationFailed(EngineError):
     """The engine failed while generating, or ended without saying why."""
 
     code = "generation_failed"
+
+
+class InvalidToolCall(EngineError):
+    """The model wrote a tool call that can't be read; the engine itself is well."""
+
+    code = "invalid_tool_call"
+    severity = "medium"
 
 
 class ToolResultsOverdue(EngineError):

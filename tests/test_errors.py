@@ -21,6 +21,7 @@ CODES = {
     "EngineUnavailable": "engine_unavailable",
     "EngineUnreachable": "engine_unreachable",
     "GenerationFailed": "generation_failed",
+    "InvalidToolCall": "invalid_tool_call",
     "InternalError": "internal_error",
     "InvalidConfig": "invalid_config",
     "InvalidJSON": "invalid_json",

@@ -42,7 +42,8 @@ TRIAL_TIMEOUT = 10.0  # for so long one trial keeps all others out
 LONGEST_TRIAL = 60.0  # then it is cut off, unless the engine loads its model
 LEAST_RETRY = 1.0
 
-# What says that the engine is unwell. Others of its errors are about one request: a model it lacks, a key.
+# What says that the engine is unwell. Others of its errors are about one request: a model it lacks, a key, a tool call
+# that the model made a mess of.
 FAILURES = (EngineUnreachable, EngineTimeout, LoadTimeout, FirstTokenTimeout, StreamStalled, GenerationFailed)
 
 

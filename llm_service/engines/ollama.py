@@ -14,7 +14,7 @@ from llm_service.engines.continuation import left_open
 from llm_service.engines.ndjson import LineBuffer
 from llm_service.engines.refusals import UNREADABLE, Refusal, cleaned, error_fields, refused
 from llm_service.engines.think_tags import ThinkTags
-from llm_service.engines.tool_calls import ToolCalls, functions
+from llm_service.engines.tool_calls import ToolCalls, functions, unreadable
 from llm_service.engines.transport import (
     QUICK_SECONDS,
     EngineClient,
@@ -42,6 +42,12 @@ _NAMING = re.compile(
     r"""model '([\w.:/@-]+)' not found(?:, try pulling it first)?|"?[\w.:/@-]+"? does not support \w+"""
     r"""|[\w :]*unknown model architecture: '[\w.-]+'"""
 )
+# What its parsers say of a call that the model wrote, with status 500 or in the stream: harmony/harmonyparser.go, and
+# model/parsers/*.go, which hand on the words of Go's encoding/json and encoding/xml.
+_BAD_CALLS = (
+    "error parsing tool call", "failed to parse JSON", "empty function name", "XML syntax error",
+    "expected element type", "invalid character", "unexpected end of JSON input", "json: cannot unmarshal",
+)  # fmt: skip
 # Otherwise text of the model or the user may begin here: harmony/harmonyparser.go says "error parsing tool call:
 # raw='…', err=…", and model/parsers/qwen3coder.go what encoding/xml does: "XML syntax error on line 1: element <…".
 _SAID = re.compile(r"raw=|(?<=syntax error)|(?<=tool call):|[\"'`<>{}\[\]&«»\u2018-\u201f]")
@@ -307,6 +313,8 @@ class _Answer:
                     self._call(message.tool_calls)
             if part.error:
                 text = _without_said(cleaned(part.error))
+                if text.startswith(_BAD_CALLS):
+                    raise unreadable(self._label, f" ({text})")
                 raise GenerationFailed(f"{self._label} failed{text and ': ' + text}")
             if part.done:
                 self._last = part
@@ -374,6 +382,8 @@ def _refused(refusal: Refusal, label: str, model: str = "") -> FastTalkError:
         return ContextOverflow("The conversation is longer than the model's context window.")
     if refusal.status == 400 and refusal.text.endswith(_NO_TOOLS):
         return EngineRejected(f"{label}: {refusal.text}. Choose a model that can call tools, or send none.")
+    if refusal.status == 500 and refusal.text.startswith(_BAD_CALLS):
+        return unreadable(label, f" ({refusal.text})")
     if refusal.status == 404:
         named = _NAMING.fullmatch(refusal.text)
         wanted = model or (named and named[1]) or "NAME"

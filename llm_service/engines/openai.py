@@ -11,7 +11,7 @@ from llm_service.engines.continuation import left_open
 from llm_service.engines.refusals import UNREADABLE, Refusal, error_fields, refused
 from llm_service.engines.sse import SSEDecoder
 from llm_service.engines.think_tags import ThinkTags
-from llm_service.engines.tool_calls import ToolCalls, functions
+from llm_service.engines.tool_calls import ToolCalls, functions, unreadable
 from llm_service.engines.transport import EngineClient, display_name
 from llm_service.errors import (
     ConfigurationError,
@@ -37,6 +37,9 @@ _OVERFLOW_TEXTS = (
     "This model's maximum context length is",
     "'max_tokens' or 'max_completion_tokens' is too large",
 )
+
+# What llama-server's parsers say of what the model wrote, with status 500; common/chat.cpp, of this year and the last.
+_BAD_CALLS = ("The model produced output that does not match the expected", "Failed to parse input at pos")
 
 
 class _Function(msgspec.Struct, gc=False):
@@ -309,6 +312,8 @@ class OpenAIEngine:
     def _refused(self, refusal: Refusal) -> FastTalkError:
         if refusal.kind in _OVERFLOW_KINDS or refusal.text.startswith(_OVERFLOW_TEXTS):
             return ContextOverflow("The conversation is longer than the model's context window.")
+        if refusal.status == 500 and refusal.text.startswith(_BAD_CALLS):
+            return unreadable(self._label)
         if refusal.status == 404 and ("model" in refusal.text.lower() or refusal.kind == "model_not_found"):
             return ModelNotFound(f"{self._label} does not serve that model; GET /models lists those it does.")
         if refusal.status == 404:

@@ -11,11 +11,11 @@ from tenacity.wait import wait_random_exponential
 
 from llm_service.engines.base import Engine
 from llm_service.engines.wrapper import EngineWrapper
-from llm_service.errors import EngineError, EngineUnreachable, GenerationFailed
+from llm_service.errors import EngineError, EngineUnreachable, GenerationFailed, InvalidToolCall
 from llm_service.generation import Finish, GenerationRequest, Sink
 
 # What another attempt may well not meet. Timeouts are not among them: they have used up the client's patience.
-RETRYABLE = (EngineUnreachable, GenerationFailed)
+RETRYABLE = (EngineUnreachable, GenerationFailed, InvalidToolCall)
 # Seconds between attempts: a random time up to 0.1, 0.2, 0.4 …, so that clients of one failure come back apart.
 FIRST_WAIT = 0.1
 LONGEST_WAIT = 2.0

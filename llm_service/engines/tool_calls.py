@@ -6,7 +6,7 @@ from typing import Any, Literal
 import msgspec
 
 from llm_service.engines.refusals import UNREADABLE
-from llm_service.errors import GenerationFailed
+from llm_service.errors import InvalidToolCall
 from llm_service.generation import Tool, ToolCall
 
 MAX_CALLS = 64
@@ -25,6 +25,13 @@ class Function(msgspec.Struct, gc=False):
 def functions(tools: Iterable[Tool]) -> list[Function]:
     """Return what goes into a request's `tools`."""
     return [Function(tool) for tool in tools]
+
+
+def unreadable(engine: str, why: str = "") -> InvalidToolCall:
+    """Return the error of a call that is no JSON object for a function; `why` begins with its own punctuation."""
+    return InvalidToolCall(
+        f"{engine}: the model wrote a tool call that can't be read{why}; send the message again, or use another model"
+    )
 
 
 class ToolCalls:
@@ -50,7 +57,7 @@ class ToolCalls:
         """Take a part of the call at `index`; without one a name begins the next call.
 
         Raises:
-            GenerationFailed: the calls are more, or larger, than anything a tool is called for.
+            InvalidToolCall: the calls are more, or larger, than anything a tool is called for.
         """
         if index is None:
             index = max(self._calls, default=-1)
@@ -62,7 +69,7 @@ class ToolCalls:
         # A part without text is stored, too: it counts, so that no stream of them goes on for ever.
         self._size += len(id.encode()) + len(name.encode()) + len(arguments.encode()) + 1
         if len(self._calls) > MAX_CALLS or self._size > MAX_CALLS_BYTES:
-            raise GenerationFailed(
+            raise InvalidToolCall(
                 f"{self._engine} let the model call tools without end: "
                 f"more than {MAX_CALLS} calls or {MAX_CALLS_BYTES} bytes of them in one answer."
             )
@@ -71,7 +78,7 @@ class ToolCalls:
         """Return the calls once the answer is over; `cut` says that it ended at its limit of tokens.
 
         Raises:
-            GenerationFailed: one has no name, or arguments that are not a JSON object.
+            InvalidToolCall: one has no name, or arguments that are not a JSON object.
         """
         taken = {call.id for call in self._calls.values()}
         names = (f"call_{number}" for number in range(2 * MAX_CALLS + 1))
@@ -83,7 +90,7 @@ class ToolCalls:
             arguments = arguments if arguments.strip() else "{}"
             if not call.name or not _is_object(arguments):
                 why = ": its limit of tokens cut it off" if cut else ""
-                raise GenerationFailed(f"{self._engine}: the model wrote a tool call that can't be read{why}.")
+                raise unreadable(self._engine, why)
             id_ = call.id if call.id and call.id not in calls else next(unused)
             calls[id_] = ToolCall(id_, call.name, arguments)
         return tuple(calls.values())

@@ -31,6 +31,7 @@ from llm_service.errors import (
     EngineUnreachable,
     FastTalkError,
     GenerationFailed,
+    InvalidToolCall,
     ModelNotFound,
 )
 from llm_service.generation import Delta, Finish, GenerationRequest, Sink
@@ -341,6 +342,7 @@ async def test_one_of_two_hundred_callers_tries() -> None:
         (EngineTimeout("x"), True),
         (GenerationFailed("x"), True),
         (EngineRejected("x"), False),
+        (InvalidToolCall("x"), False),
         (ModelNotFound("x"), False),
         (ContextOverflow("x"), False),
     ],

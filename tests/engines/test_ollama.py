@@ -20,6 +20,7 @@ from llm_service.errors import (
     EngineUnreachable,
     FastTalkError,
     GenerationFailed,
+    InvalidToolCall,
     ModelNotFound,
 )
 from llm_service.generation import Delta, Finish, GenerationRequest, ToolCall, Usage
@@ -290,10 +291,7 @@ class TestFailures:
             b'{"message": {"content": "\xff"}}\n',
             b"[" * 100_000 + b"\n",
             b"x" * 1_100_000,
-            lines(calling(("a", "text")), DONE),
-            lines(calling(("", {})), DONE),
             lines({"message": {"tool_calls": [{}]}}, DONE),
-            lines(*[calling(("a", {}))] * 65, DONE),
         ],
         ids=[
             "error",
@@ -305,10 +303,7 @@ class TestFailures:
             "not utf-8",
             "deep",
             "endless line",
-            "a call with a text",
-            "a call of nothing",
             "no call",
-            "too many calls",
         ],
     )
     async def test_broken_streams(self, fake: FakeServer, engine: OllamaEngine, data: bytes) -> None:
@@ -316,6 +311,43 @@ class TestFailures:
         answering(fake, data)
         with pytest.raises(GenerationFailed):
             await collect(stream(engine, a_request()))
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            lines(calling(("a", "text")), DONE),
+            lines(calling(("", {})), DONE),
+            lines(*[calling(("a", {}))] * 65, DONE),
+            *(
+                lines({"message": {"thinking": "hm"}}, {"error": message})
+                for message in (
+                    "error parsing tool call: raw='{\"a', err=unexpected end of JSON input",
+                    "failed to parse JSON: invalid character 'x' looking for beginning of value",
+                    "empty function name",
+                    "XML syntax error on line 1: unexpected EOF",
+                    "invalid character 'x' after object key",
+                    "unexpected end of JSON input",
+                    "json: cannot unmarshal string into Go value",
+                    "expected element type <function> but have <tool>",
+                )
+            ),
+        ],
+    )
+    async def test_calls_that_the_model_made_a_mess_of(
+        self, fake: FakeServer, engine: OllamaEngine, data: bytes
+    ) -> None:
+        """Say nothing against the engine, whether it hands them on or can't read them itself, at once or in the end."""
+        answering(fake, data)
+        with pytest.raises(InvalidToolCall, match=r"a tool call that can't be read|without end"):
+            await collect(stream(engine, a_request()))
+        last = msgspec.json.decode(data.splitlines()[-1])
+        if "error" in last:
+            answering(fake, msgspec.json.encode(last), 500)
+            with pytest.raises(InvalidToolCall):
+                await collect(stream(engine, a_request()))
+            answering(fake, msgspec.json.encode(last), 400)
+            with pytest.raises(EngineRejected):
+                await collect(stream(engine, a_request()))
 
     async def test_messages_hold_no_prompt(self, fake: FakeServer, engine: OllamaEngine) -> None:
         """What the user said is in none of the errors, not even when the engine sends it back as rubbish."""
@@ -346,9 +378,13 @@ class TestFailures:
     ) -> None:
         """An error tells what Ollama says only up to where it may quote the model or the user."""
         answering(fake, lines(said("a"), {"error": message}))
-        with pytest.raises(GenerationFailed) as caught:
+        with pytest.raises(EngineError) as caught:
             await collect(stream(engine, a_request()))
-        assert f"failed{left}" == caught.value.message[-len(f"failed{left}") :]
+        assert SECRET not in repr(caught.value)
+        if isinstance(caught.value, InvalidToolCall):
+            assert f"({left.removeprefix(': ')})" in caught.value.message
+        else:
+            assert f"failed{left}" == caught.value.message[-len(f"failed{left}") :]
         answering(fake, lines({"error": {"message": message}}))
         with pytest.raises(GenerationFailed) as caught:
             await collect(stream(engine, a_request()))
@@ -358,6 +394,8 @@ class TestFailures:
             with pytest.raises(FastTalkError) as refused:
                 await collect(stream(engine, a_request()))
             assert SECRET not in repr(refused.value)
+            if isinstance(refused.value, InvalidToolCall):
+                continue
             told = f"HTTP {status}{left}" if status in (400, 500) else ""
             assert told == refused.value.message[len(refused.value.message) - len(told) :]
 

@@ -19,6 +19,7 @@ from llm_service.errors import (
     EngineUnreachable,
     FastTalkError,
     GenerationFailed,
+    InvalidToolCall,
     ModelNotFound,
 )
 from llm_service.generation import Delta, Finish, ToolCall, Usage
@@ -31,6 +32,9 @@ DONE = b"data: [DONE]\n\n"
 
 def events(*parts: dict[str, object]) -> bytes:
     return b"".join(b"data: " + msgspec.json.encode(part) + b"\n\n" for part in parts)
+
+
+MISMATCH = "The model produced output that does not match the expected"
 
 
 def said(finish_reason: str | None = None, **delta: str | None) -> dict[str, object]:
@@ -351,6 +355,8 @@ class TestFailures:
         [
             (events(said(content="a"), {"error": {"message": "died", "type": "server_error"}}), GenerationFailed),
             (events(said(content="a"), {"error": "died"}), GenerationFailed),
+            (events({"error": {"code": 500, "message": f"{MISMATCH} peg-native format"}}), InvalidToolCall),
+            (events({"error": {"code": 500, "message": "Failed to parse input at pos 57: <t"}}), InvalidToolCall),
             (events({"object": "error", "message": "died", "code": 500}), GenerationFailed),
             (events({"error": {"type": "exceed_context_size_error"}}), ContextOverflow),
             (events(said(content="a")), GenerationFailed),
@@ -362,9 +368,9 @@ class TestFailures:
             (b"data: " + b"[" * 100_000 + b"\n\n", GenerationFailed),
             (b"data: " + b"x" * 1_100_000, GenerationFailed),
             (events(said(content="a"), said("content_filter")) + DONE, EngineRejected),
-            (events(calling(index=0, function={"name": "a", "arguments": '{"n'}), said("length")), GenerationFailed),
-            (events(calling(index=0, function={"arguments": "{}"}), said("stop")), GenerationFailed),
-            (events(*(calling(index=n, function={"name": "a"}) for n in range(65)), said("stop")), GenerationFailed),
+            (events(calling(index=0, function={"name": "a", "arguments": '{"n'}), said("length")), InvalidToolCall),
+            (events(calling(index=0, function={"arguments": "{}"}), said("stop")), InvalidToolCall),
+            (events(*(calling(index=n, function={"name": "a"}) for n in range(65)), said("stop")), InvalidToolCall),
         ],
     )
     async def test_broken_streams(

@@ -21,6 +21,7 @@ from llm_service.errors import (
     EngineUnreachable,
     FastTalkError,
     GenerationFailed,
+    InvalidToolCall,
     ModelNotFound,
     Overloaded,
     ResponseTimeout,
@@ -95,7 +96,16 @@ async def test_only_so_many_sessions_are_remembered(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(
     "error",
-    [EngineUnreachable, EngineTimeout, StreamStalled, GenerationFailed, EngineRejected, ModelNotFound, CircuitOpen],
+    [
+        EngineUnreachable,
+        EngineTimeout,
+        StreamStalled,
+        GenerationFailed,
+        InvalidToolCall,
+        EngineRejected,
+        ModelNotFound,
+        CircuitOpen,
+    ],
 )
 async def test_failover(error: type[EngineError]) -> None:
     """What fails before its first token is asked of another engine, and the client sees nothing of it."""

@@ -19,6 +19,7 @@ from llm_service.errors import (
     EngineUnreachable,
     FastTalkError,
     GenerationFailed,
+    InvalidToolCall,
 )
 from llm_service.generation import Finish, GenerationRequest, Sink
 from tests.engines.requests import a_request
@@ -43,7 +44,7 @@ class Asked:
         return "".join(self.pieces)
 
 
-@pytest.mark.parametrize("error", [EngineUnreachable("gone"), GenerationFailed("broke")])
+@pytest.mark.parametrize("error", [EngineUnreachable("gone"), GenerationFailed("broke"), InvalidToolCall("what?")])
 async def test_it_is_asked_again_before_the_first_token(error: EngineError) -> None:
     """Two failures are not seen by whoever asked, but counted."""
     asked = Asked([Fault(0, error), Fault(0, error)])

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from llm_service.engines.tool_calls import MAX_CALLS, MAX_CALLS_BYTES, ToolCalls, functions
-from llm_service.errors import GenerationFailed
+from llm_service.errors import InvalidToolCall
 from llm_service.generation import ToolCall
 from tests.engines.requests import WEATHER
 
@@ -67,9 +67,9 @@ def test_unreadable_arguments(arguments: str) -> None:
     """What is no JSON object is an error, which quotes nothing and names the limit where that cut it off."""
     calls = ToolCalls("The engine")
     calls.add(0, "x", "a", arguments)
-    with pytest.raises(GenerationFailed, match=r"^The engine: the model wrote a tool call that can't be read\.$"):
+    with pytest.raises(InvalidToolCall, match=r"^The engine: the model wrote a tool call that can't be read; send"):
         calls.whole(cut=False)
-    with pytest.raises(GenerationFailed, match="limit of tokens cut it off"):
+    with pytest.raises(InvalidToolCall, match="limit of tokens cut it off"):
         calls.whole(cut=True)
 
 
@@ -77,7 +77,7 @@ def test_no_name() -> None:
     """A call of nothing is an error."""
     calls = ToolCalls("it")
     calls.add(0, "x", "", "{}")
-    with pytest.raises(GenerationFailed):
+    with pytest.raises(InvalidToolCall):
         calls.whole(cut=False)
 
 
@@ -87,7 +87,7 @@ def test_too_many() -> None:
     for index in range(MAX_CALLS):
         calls.add(index, "", "a", "{}")
     assert MAX_CALLS == len({call.id for call in calls.whole(cut=False)})
-    with pytest.raises(GenerationFailed, match="without end"):
+    with pytest.raises(InvalidToolCall, match="without end"):
         calls.add(MAX_CALLS, "", "a", "{}")
 
 
@@ -95,6 +95,6 @@ def test_too_many() -> None:
 def test_too_large(part: str) -> None:
     """Their size is, too, however it comes, in parts without any text as well."""
     calls = ToolCalls("it")
-    with pytest.raises(GenerationFailed, match="without end"):
+    with pytest.raises(InvalidToolCall, match="without end"):
         for _ in range(MAX_CALLS_BYTES + 1):
             calls.add(0, "", "", part)
