@@ -87,4 +87,8 @@ class SpeechClient:
             )
         if status >= 500 or status == 429:
             return SpeechFailed(f"{self.address} answered HTTP {status}")
+        if status in (404, 405):
+            return SpeechRejected(
+                f"{self.address} has no such path, model or voice (HTTP {status}): check TTS_ENDPOINTS, kind and URL"
+            )
         return SpeechRejected(f"{self.address} refused (HTTP {status}): it may not know the voice or the language")

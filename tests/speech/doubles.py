@@ -81,29 +81,43 @@ class OPEA:
 
 @dataclass
 class GPTSoVITS:
-    """9880: `/` of api.py and `/tts` of api_v2. `reference` is whether the process has a recording of its own."""
+    """9880: `/` of api.py and `/tts` of api_v2. `reference` is whether the process has a recording of its own.
+
+    The `fork` in OPEA's image has `/v1/audio/speech` and `/health` beside `/`.
+    """
 
     reference: bool = True
+    fork: bool = False
     syntheses: int = 0
 
     async def __call__(self, exchange: Exchange) -> None:
-        if exchange.path in ("/", "/v1/audio/speech") and exchange.method == "POST":
-            await self._first(exchange, exchange.json())
-        elif exchange.path == "/":
-            await exchange.answer(b"Internal Server Error", 500)  # a GET without text has nothing spoken, with 500
-        elif exchange.path == "/tts":
-            await self._second(exchange, exchange.json())
-        else:
-            await exchange.answer(b'{"detail": "Not Found"}', 404)
+        match exchange.method, exchange.path:
+            case "POST", "/":
+                body = exchange.json()
+                own = all(body.get(key) for key in ("refer_wav_path", "prompt_text", "prompt_language"))
+                await self._first(exchange, body["text"], body.get("speed", 1.0), own=own)
+            case "POST", "/v1/audio/speech" if self.fork:
+                body = exchange.json()
+                # A voice is a recording's path, and without its text no reference: the process's own is taken. The
+                # language is mixed Chinese, the format the process's, and what else is asked for is not looked at.
+                await self._first(exchange, body["input"], body.get("speed", 1.0), own=False)
+            case "GET", "/health" if self.fork:
+                await exchange.answer(b"")
+            case _, "/":
+                await exchange.answer(b"Internal Server Error", 500)  # a GET without text has nothing spoken, with 500
+            case _, "/tts":
+                await self._second(exchange, exchange.json())
+            case _:
+                await exchange.answer(b'{"detail": "Not Found"}', 404)
 
-    async def _first(self, exchange: Exchange, body: dict[str, object]) -> None:
-        assert body.get("text") or body.get("input")
-        own = all(body.get(key) for key in ("refer_wav_path", "prompt_text", "prompt_language"))
+    async def _first(self, exchange: Exchange, text: object, speed: object, *, own: bool) -> None:
+        assert text
+        assert isinstance(speed, float)
         if not (own or self.reference):
             await exchange.answer('{"code": 400, "message": "未指定参考音频且接口无预设"}'.encode(), 400)
             return
         self.syntheses += 1
-        await exchange.answer(a_wav(rate=32_000), Content_Type="audio/wav")
+        await exchange.answer(a_wav(0.1 / speed, rate=32_000), Content_Type="audio/wav")
 
     async def _second(self, exchange: Exchange, body: dict[str, object]) -> None:
         if not all(body.get(key) for key in ("text", "text_lang", "ref_audio_path", "prompt_lang")):
