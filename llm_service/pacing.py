@@ -7,6 +7,7 @@ _LASTS = 1 / 15  # seconds that a character lasts, until that is measured
 _FACTOR = 0.5  # seconds to make one second of audio, until that is measured
 _SAFETY = 0.8  # of the audio ahead is taken for a chunk's making
 _AGED = 0.5  # of an observation's weight is left with the next one
+_BEFORE = 20  # characters that count of what was observed elsewhere, until there is something of one's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +64,36 @@ class Supply(NamedTuple):
 
 
 class Tempo:
-    """How fast speech is made and how long it lasts, by the latest chunks."""
+    """How fast speech is made and how long it lasts, by the latest chunks.
 
-    __slots__ = ("_characters", "_seconds", "_took", "_until_heard")
+    Begins with sums of what is known: `characters`, and the seconds until they were heard, that they took and that they
+    last. `tells` is told of each chunk as well.
+    """
 
-    def __init__(self) -> None:
-        self._characters = self._seconds = self._took = self._until_heard = 0.0
+    __slots__ = ("_characters", "_seconds", "_tells", "_took", "_until_heard")
+
+    def __init__(
+        self,
+        characters: float = 0.0,
+        *,
+        until_heard: float = 0.0,
+        took: float = 0.0,
+        seconds: float = 0.0,
+        tells: "Tempo | None" = None,
+    ) -> None:
+        self._characters, self._until_heard, self._took, self._seconds = characters, until_heard, took, seconds
+        self._tells = tells
+
+    def successor(self) -> "Tempo":
+        """Return one that begins with this until it has found out something itself, and tells this of it."""
+        share = _BEFORE / self._characters if self._characters else 0.0
+        return Tempo(
+            self._characters * share,
+            until_heard=self._until_heard * share,
+            took=self._took * share,
+            seconds=self._seconds * share,
+            tells=self,
+        )
 
     def observe(self, characters: int, *, until_heard: float, took: float, seconds: float) -> None:
         """Take note of a chunk: when its first sound came and when its last, and how long it lasts, in seconds."""
@@ -76,6 +101,8 @@ class Tempo:
         self._until_heard = self._until_heard * _AGED + until_heard
         self._took = self._took * _AGED + took
         self._seconds = self._seconds * _AGED + seconds
+        if self._tells is not None:
+            self._tells.observe(characters, until_heard=until_heard, took=took, seconds=seconds)
 
     def supply(self, ahead: float, characters: int, underway: float) -> Supply:
         """Say what there is with `ahead` seconds of audio made and so many characters to be made yet.

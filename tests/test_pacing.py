@@ -20,10 +20,10 @@ STEP = 0.01  # seconds
 class Voice:
     """A TTS on a clock of the test's: it gives each chunk's sound as a whole, `factor` seconds for each of it."""
 
-    def __init__(self, factor: float) -> None:
+    def __init__(self, factor: float, before: Tempo | None) -> None:
         self.factor = factor
         self.now = self.began = self.heard_until = 0.0
-        self.tempo = Tempo()
+        self.tempo = Tempo() if before is None else before.successor()
         self.waiting: list[int] = []
         self.sizes: list[int] = []
         self.silences: list[float] = []
@@ -50,9 +50,9 @@ class Voice:
             self.heard_until = max(self.heard_until, self.now) + seconds
 
 
-def spoken(characters_per_second: float, factor: float) -> Voice:
+def spoken(characters_per_second: float, factor: float, before: Tempo | None = None) -> Voice:
     """Have TEXT said by an engine of this speed and a voice of this real-time factor."""
-    voice, chunker, given = Voice(factor), Chunker(language="en"), 0
+    voice, chunker, given = Voice(factor, before), Chunker(language="en"), 0
     while given < len(TEXT) or voice.waiting:
         voice.tick()
         upto = min(int(voice.now * characters_per_second), len(TEXT))
@@ -79,6 +79,28 @@ def test_no_chunk_is_larger_than_the_audio_ahead_allows(speed: float, factor: fl
 def test_the_plan_for_a_slow_voice() -> None:
     """Sentences first, then two and more at once, each about what is made by then."""
     assert [26, 45, 55, 59, 114, 204, 20] == spoken(400, 0.5).sizes
+
+
+@pytest.mark.parametrize("factor", [0.7, 0.8, 0.9])
+@pytest.mark.parametrize("speed", [400, 5000])
+def test_a_session_begins_with_what_others_found_out(speed: float, factor: float) -> None:
+    """A fast engine's answer is cut before anything of it is heard: for a voice that is slow, then, too."""
+    first = spoken(speed, factor)
+    later = spoken(speed, factor, first.tempo)
+    assert sum(later.silences) < 0.15 * sum(first.silences)
+
+
+def test_a_tempo_of_ones_own_counts_more() -> None:
+    """What others found out is soon outweighed: they may have had another voice."""
+    before = Tempo()
+    unknown = before.successor().supply(1.0, 15, 0.0)
+    assert before.supply(1.0, 15, 0.0) == unknown, "nobody has found out anything"
+    before.observe(1000, until_heard=100.0, took=100.0, seconds=100.0)
+    tempo = before.successor()
+    assert Supply(1.0 + 1.5, 1.5, 0.1, 0.1, 0.1) == pytest.approx(tempo.supply(1.0, 15, 0.0))
+    tempo.observe(40, until_heard=0.8, took=0.8, seconds=4.0)
+    assert 0.036 == pytest.approx(tempo.supply(1.0, 0, 0.0).making)
+    assert before.supply(1.0, 0, 0.0).making < 0.1, "and those that come later begin with it"
 
 
 def test_a_voice_slower_than_speech_gets_sentences() -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
 
@@ -13,6 +12,7 @@ from llm_service.audio_format import AudioFormat
 from llm_service.engines.breaker import Breaker
 from llm_service.errors import CircuitOpen, SpeechError, SpeechFailed, SpeechRejected, SpeechTimeout, SpeechUnavailable
 from llm_service.metrics import BreakerState
+from llm_service.pacing import Tempo
 from llm_service.speech.base import Synthesizer, Utterance
 from llm_service.speech.convert import can_convert
 from llm_service.speech.rendering import GiveAudio, Rendering
@@ -69,10 +69,11 @@ class Spoken:
 
 
 class Endpoints:
-    """The TTS servers of TTS_ENDPOINTS, in their order."""
+    """The TTS servers of TTS_ENDPOINTS, in their order; `tempo` is what sessions begin with: that of the last ones."""
 
     def __init__(self, synthesizers: Sequence[Synthesizer], metrics: SpeechMetrics) -> None:
         self._metrics = metrics
+        self.tempo = Tempo()
         self.all = tuple(Endpoint(f"{number}-{each.kind}", each) for number, each in enumerate(synthesizers, start=1))
         for endpoint in self.all:
             endpoint.breaker = Breaker(_telling(endpoint.name))
@@ -188,18 +189,18 @@ class Endpoints:
         return Spoken(kind, took, seconds)
 
     async def _check(self, endpoint: Endpoint) -> None:
-        problem: str | None = f"no answer within {PROBE_TIMEOUT:g} seconds"
+        problem: str | None = None
         worked = endpoint.works
-        with suppress(TimeoutError):
-            try:
-                async with asyncio.timeout(PROBE_TIMEOUT):
-                    await endpoint.synthesizer.ping()
-                problem = None
-            except SpeechError as error:
-                problem = error.message
-            except Exception:  # noqa: BLE001 - a bug of ours must end neither the probes nor the service
-                _log.exception("tts_probe_crashed", endpoint=endpoint.name)
-                problem = "the service failed to ask it"
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT):
+                await endpoint.synthesizer.ping()
+        except TimeoutError:
+            problem = f"no answer within {PROBE_TIMEOUT:g} seconds"
+        except SpeechError as error:
+            problem = error.message
+        except Exception:  # noqa: BLE001 - a bug of ours must end neither the probes nor the service
+            _log.exception("tts_probe_crashed", endpoint=endpoint.name)
+            problem = "the service failed to ask it"
         # Whether one that works for us is well, its chunks tell: the breaker hears of those that fail.
         if problem is not None and (worked or endpoint.works):
             problem = endpoint.problem

@@ -16,7 +16,7 @@ import structlog
 
 from llm_service.errors import SpeechError, SpeechFailed, SpeechTooSlow
 from llm_service.events import Audio
-from llm_service.pacing import Supply, Tempo
+from llm_service.pacing import Supply
 from llm_service.speech.base import Utterance, for_clients
 from llm_service.speech.endpoints import Endpoints, Spoken
 from llm_service.speech_metrics import SpeechMetrics
@@ -77,7 +77,7 @@ class Forwarder:
         # How often all was dropped: what was begun before the last time gives nothing more.
         self._hushes = 0
         self._heard_until = 0.0
-        self._tempo = Tempo()
+        self._tempo = endpoints.tempo.successor()
         self._speaks, self._began = False, 0.0  # a chunk is being made, since then
         self._failed_turn = 0
 

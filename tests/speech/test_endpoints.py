@@ -173,6 +173,7 @@ async def test_a_probe_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     await endpoints.check()
 
     assert not endpoints.all[0].healthy
+    assert "no answer within 0.05 seconds" == endpoints.all[0].problem
 
 
 async def test_a_chunk_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,6 +112,24 @@ async def test_sound_comes_in_pieces() -> None:
     assert a_wav(3.0) == b.listener.audio(1)
 
 
+async def test_a_session_begins_with_the_tempo_of_those_before_it() -> None:
+    """How fast the voice is need not be found out anew by each."""
+    async with bench(Fake(parts=(a_wav(8.0),))) as first:
+        first.say(1, "x" * 40)
+        await first.until_idle()
+        other = Forwarder(
+            first.forwarder._endpoints,
+            Listener(),
+            first.spawn,
+            SpeechMetrics(CollectorRegistry()),
+            max_ahead=9.0,
+            max_waiting=9,
+        )
+
+    assert 0.2 == pytest.approx(other.supply.lasts)
+    assert first.forwarder.supply.making == pytest.approx(other.supply.making)
+
+
 async def test_the_next_is_made_while_the_last_is_heard_but_not_far_ahead() -> None:
     """Past `max_ahead` seconds of sound the TTS rests until the client has heard some."""
     fake = Fake(parts=(a_wav(2.0),))
