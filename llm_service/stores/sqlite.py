@@ -23,6 +23,8 @@ INSERT INTO records VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET record = exc
 # Seconds between two looks for what others ask for, and that an ask waits for an owner that does not look.
 _LOOK_EVERY = 0.1
 _ASK_SECONDS = 60.0
+# For which another process may hold the file before it counts as one that takes no records.
+_WRITABLE_MILLISECONDS = 250
 # So often, in saves, what has had its time is swept out, and so many rows of it at once.
 _SWEEP_EVERY = 64
 _SWEPT_AT_ONCE = 256
@@ -149,11 +151,17 @@ class SQLiteStore:
         await self._run(lambda database: database.execute("SELECT 1 FROM records LIMIT 1").fetchone())
 
     async def writable(self) -> None:
-        """Return once the file can be written to: who reads it does not wait for those who write."""
+        """Return if the file can be written to: who reads it does not wait for those who write."""
 
         def work(database: sqlite3.Connection) -> None:
-            database.execute("BEGIN IMMEDIATE")
-            database.execute("ROLLBACK")
+            patience = database.execute("PRAGMA busy_timeout").fetchone()[0]
+            # Those who read wait behind this.
+            database.execute(f"PRAGMA busy_timeout = {min(patience, _WRITABLE_MILLISECONDS)}")
+            try:
+                database.execute("BEGIN IMMEDIATE")
+                database.execute("ROLLBACK")
+            finally:
+                database.execute(f"PRAGMA busy_timeout = {patience}")
 
         await self._run(work)
 
