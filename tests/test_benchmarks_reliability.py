@@ -14,7 +14,19 @@ from websockets.asyncio.server import ServerConnection, serve
 
 from benchmarks import wire
 from benchmarks.fake_stream import State
-from benchmarks.reliability import barge_ins, cuts, frozen, garbage, kills, parts, soak, standards, stop_floor, stops
+from benchmarks.reliability import (
+    barge_ins,
+    cuts,
+    frozen,
+    garbage,
+    kills,
+    parts,
+    soak,
+    standards,
+    stop_floor,
+    stops,
+    tested,
+)
 from benchmarks.reliability.client import Client, Hung, Lost, answer
 from benchmarks.reliability.faults import FAULTS
 from benchmarks.reliability.promise import Outcome, Part, line, write
@@ -309,6 +321,23 @@ def test_a_soak_is_judged_by_its_second_half() -> None:
         outcome = Outcome()
         soak._judge(outcome, soak.Users(), samples)
         assert broken == len(outcome.broken)
+
+
+async def test_a_soak_tells_of_a_service_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was seen until then is told, and that it died; the run ends with it."""
+    seen: list[frozen.Held] = []
+
+    def held(service: tested.Tested) -> frozen.Held:
+        seen.append(frozen.Held(service))
+        if len(seen) == 2:
+            service.process.process.kill()
+            service.process.process.wait()
+        return seen[-1]
+
+    monkeypatch.setattr(soak, "Held", held)
+    outcome = await soak.run(600, tmp_path)
+    assert "the service ended" in str(outcome.broken)
+    assert "MiB" in str(outcome.figures)
 
 
 @pytest.mark.parametrize(("leaked", "broken"), [(0, 0), (5, 0), (100, 1)])

@@ -2,11 +2,15 @@
 
 import asyncio
 import contextlib
+import http.client
 import random
 from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
 
+import psutil
+
+from benchmarks.processes import BenchmarkFailed
 from benchmarks.reliability.client import Client, Event, Hung, Lost, answer, started
 from benchmarks.reliability.frozen import Held
 from benchmarks.reliability.promise import Outcome
@@ -21,6 +25,8 @@ _EVERY = 1.0
 _MIB_AN_HOUR = 1.0
 # A slope of a few minutes is that of the noise; what is promised of it then is how much it grew.
 _LEAST_SECONDS, _GROWTH_MIB = 600, 15.0
+# A service that is late with its figures, or gone.
+_NO_ANSWER = (OSError, http.client.HTTPException, psutil.Error)
 # Sessions whose client is gone rest for a moment alone, so that there are as many of them at the end as after a while.
 _SETTINGS = {"RESUME_WINDOW": "2", "RESUME_GENERATE": "2", "SESSION_STORE_BYTES": "1048576"}
 
@@ -105,9 +111,15 @@ async def run(seconds: int, folder: Path) -> Outcome:
     with engine(folder) as (_, engine_port), service_before(engine_port, folder, _SETTINGS) as service:
         using = [asyncio.create_task(_use(number, service.port, users)) for number in range(_CLIENTS)]
         until = monotonic() + seconds
-        while monotonic() < until:
+        while monotonic() < until and service.process.process.poll() is None:
             await asyncio.sleep(_EVERY)
-            held.append((monotonic(), await asyncio.to_thread(Held, service)))
+            try:
+                held.append((monotonic(), await asyncio.to_thread(Held, service)))
+            except _NO_ANSWER as error:
+                # One answer that is late, or none any more: what was seen until then is told all the same.
+                users.wrong.append(f"it did not say how it was: {error!r}")
+        if service.process.process.poll() is not None:
+            users.wrong.insert(0, "the service ended")
         for task in using:
             task.cancel()
         ends = await asyncio.gather(*using, return_exceptions=True)
@@ -116,13 +128,15 @@ async def run(seconds: int, folder: Path) -> Outcome:
     for end in ends:
         if not isinstance(end, asyncio.CancelledError):
             users.wrong.append(repr(end))
+    if not held:
+        raise BenchmarkFailed("; ".join(users.wrong[:5]) or "the service ended at once")
     _judge(outcome, users, held[int(len(held) * _WARM_UP) :])
     return outcome
 
 
 async def _rest(service: Tested) -> None:
     """Let those who lost their connection be forgotten."""
-    with contextlib.suppress(TimeoutError):
+    with contextlib.suppress(*_NO_ANSWER):
         async with asyncio.timeout(15):
             while await asyncio.to_thread(service.metric, "fasttalk_responses_running"):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
