@@ -523,8 +523,8 @@ class Conversation:
         if turn.tokens < 0:
             self._give_back(turn)
         turn.tokens += usage.completion_tokens
-        text = len((self._head(self._system_prompt) + self._schemas).encode()) + self._history.bytes + turn.bytes
-        self._ratio.learn(text - len(turn.answer.encode()), usage.prompt_tokens)
+        head = len((self._head(self._system_prompt) + self._schemas).encode())
+        self._ratio.learn(head + self._history.bytes + turn.asked_bytes, usage.prompt_tokens)
 
     def _give_back(self, turn: Turn) -> None:
         """Take from what had been held for more than it is: the system prompt's share, turns, or the system prompt."""

@@ -155,7 +155,7 @@ class ResponseStarted(_ServerEvent, tag="response_started"):
     id: str | None = None
 
 
-class Token(_ServerEvent, tag="token"):
+class Token(_ServerEvent, tag="token", gc=False):
     """Text of the answer: append it to what came before. Not always one token of the model."""
 
     data: str

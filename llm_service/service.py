@@ -42,7 +42,9 @@ from llm_service.stores import open_store
 
 # How often connections are looked after and the event loop's delay is measured, in seconds.
 WATCH_INTERVAL = 0.25
-# The same while it drains, so that the last answer's end is soon followed by the process's.
+# How often the tasks are counted, in seconds: that looks at each of them.
+COUNT_INTERVAL = 1.0
+# WATCH_INTERVAL while it drains, so that the last answer's end is soon followed by the process's.
 DRAIN_INTERVAL = 0.05
 
 # Seconds that a client who comes back waits for another process, beside those for which the claim of one that was
@@ -308,7 +310,7 @@ class Service:
         return LiveSession(session, self._workplace, key=key)
 
     async def _watch_connections(self) -> None:
-        interval = WATCH_INTERVAL
+        interval, count_at = WATCH_INTERVAL, 0.0
         while True:
             expected = monotonic() + interval
             await asyncio.sleep(interval)
@@ -319,7 +321,9 @@ class Service:
             self.resumption.watch(now)
             self._look_if_empty()
             self.metrics.connections_active.set(len(self.connections))
-            self.metrics.event_loop_tasks.set(len(asyncio.all_tasks()))
+            if now >= count_at:
+                count_at = now + COUNT_INTERVAL
+                self.metrics.event_loop_tasks.set(len(asyncio.all_tasks()))
             self.metrics.sessions_resting.set(self.resumption.resting)
             self.metrics.sessions_active.set(self.manager.active_sessions)
             self.engines.measure()

@@ -61,10 +61,15 @@ class Turn:
         return bool(self.answer or self.steps)
 
     @property
-    def bytes(self) -> int:
-        """Its text in UTF-8, tools included."""
-        size = len(self.user.encode()) + len(self.answer.encode())
+    def asked_bytes(self) -> int:
+        """Its text in UTF-8 without the answer, tools included: what it adds to the prompt that is answered."""
+        size = len(self.user.encode())
         return size + sum(len(step.sent.encode()) for step in self.steps) if self.steps else size
+
+    @property
+    def bytes(self) -> int:
+        """All of its text in UTF-8."""
+        return self.asked_bytes + len(self.answer.encode())
 
     @property
     def slack(self) -> int:

@@ -127,6 +127,7 @@ class Turns:
 
         The answer's text goes to `say`, as a token each. `times` gets the time of each delta.
         """
+        note = times.append
         if self._response is not None and self._response.number == number:
             self._response.measure(times)
 
@@ -135,7 +136,7 @@ class Turns:
             if response is None or response.number != number:
                 return
             now = clock()
-            times.append(now)
+            note(now)
             if delta.thinking:
                 if "thinking" in self._choices.events:
                     send(Thinking(data=delta.text))

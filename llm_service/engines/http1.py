@@ -89,6 +89,7 @@ class HTTPConnection(asyncio.Protocol):
         "_complete",
         "_error",
         "_head_bytes",
+        "_heard",
         "_heard_at",
         "_keep",
         "_left",
@@ -132,6 +133,8 @@ class HTTPConnection(asyncio.Protocol):
         self.on_body = self._parts.append
         self._waiter: asyncio.Future[None] | None = None
         self._take: TakeBytes | None = None
+        # What is read only sets a flag, since it is read for every token: `look` knows the time.
+        self._heard = False
         self._heard_at = self._loop.time()
         self._until: float | None = None  # when it is closed, outside of an exchange
         self._prepare()
@@ -213,7 +216,10 @@ class HTTPConnection(asyncio.Protocol):
 
     def look(self) -> None:
         """Give up an exchange that is silent for too long, and a connection that has rested long enough."""
-        if self._loop.time() > self.due:
+        now = self._loop.time()
+        if self._heard:
+            self._heard, self._heard_at = False, now
+        if now > self.due:
             self._fail(TimeoutError())
 
     def abort(self, error: Exception | None = None) -> None:
@@ -232,7 +238,7 @@ class HTTPConnection(asyncio.Protocol):
         if parser is None:
             self.abort()  # nobody asked
             return
-        self._heard_at = self._loop.time()
+        self._heard = True
         if not self._begun:
             self._head_bytes += len(data)
         broken = False

@@ -70,13 +70,21 @@ class _Message(msgspec.Struct, gc=False):
 
 
 class _Line(msgspec.Struct, gc=False):
+    """What is looked for in every line: each field more costs every token."""
+
     message: _Message | None = None
+    done: bool = False
+    error: str = ""
+
+
+class _Last(msgspec.Struct):
+    """What the line that is `done` has as well; `prompt_eval_duration` is in nanoseconds."""
+
     done: bool = False
     done_reason: str = ""
     prompt_eval_count: int | None = None
-    prompt_eval_duration: int | None = None  # nanoseconds
+    prompt_eval_duration: int | None = None
     eval_count: int | None = None
-    error: str = ""
 
 
 class _Prompt(msgspec.Struct):
@@ -96,8 +104,10 @@ class PullProgress(msgspec.Struct, frozen=True):
 
 
 _decode_lines = msgspec.json.Decoder(_Line).decode_lines
+_decode_last_lines = msgspec.json.Decoder(_Last).decode_lines
 _decode_rendered = msgspec.json.Decoder(_Rendered).decode
 _encode = msgspec.json.Encoder().encode
+_LINE_END = ord("\n")
 
 
 class OllamaEngine:
@@ -172,8 +182,8 @@ class OllamaEngine:
 
     async def ping(self) -> None:
         """Return if Ollama answers, within about five seconds."""
-        with self._errors():
-            await self._api.ps()
+        # Not with the package, whose call costs as much as a turn: this is asked every few seconds.
+        await self._http.get("/api/ps")
 
     async def models(self) -> list[str]:
         """Names of the models that are on Ollama's disk."""
@@ -292,12 +302,12 @@ class _Answer:
         self._take: TakeDelta = sink.take if self._tags is None else self._tags.take
         self._lines = LineBuffer()
         self._calls: ToolCalls | None = None
-        self._last: _Line | None = None
+        self._last: _Last | None = None
 
     def feed(self, data: bytes) -> bool:
         """Take what was read; return whether that was the end of the answer."""
         # Nearly every read is whole lines, and one call less is a twentieth of what a token costs here.
-        lines = data if data.endswith(b"\n") and not self._lines.rest else self._lines.feed(data)
+        lines = data if data and data[-1] == _LINE_END and not self._lines.rest else self._lines.feed(data)
         try:
             parts: Iterable[_Line] = _decode_lines(lines)
         except UNREADABLE:
@@ -308,7 +318,8 @@ class _Answer:
                 if message.thinking:
                     self._take(Delta(message.thinking, thinking=True))
                 if message.content:
-                    self._take(Delta(message.content))
+                    take = self._take
+                    take(Delta(message.content))
                 if message.tool_calls:
                     self._call(message.tool_calls)
             if part.error:
@@ -317,7 +328,7 @@ class _Answer:
                     raise unreadable(self._label, f" ({text})")
                 raise GenerationFailed(f"{self._label} failed{text and ': ' + text}")
             if part.done:
-                self._last = part
+                self._last = self._read_last(lines)
                 return True
         return False
 
@@ -349,6 +360,12 @@ class _Answer:
             # Each is whole, and so a call of its own even where it has no name.
             self._calls.add(self._calls.count, call.id, call.function.name, arguments)
 
+    def _read_last(self, lines: bytes) -> _Last:
+        try:
+            return next(last for last in _decode_last_lines(lines) if last.done)
+        except UNREADABLE:
+            raise GenerationFailed(f"{self._label} sent a last line that can't be read.") from None
+
     def _one_by_one(self, lines: bytes) -> Iterator[_Line]:
         """Decode the lines up to the one that can't be read."""
         for line in lines.split(b"\n"):
@@ -360,7 +377,7 @@ class _Answer:
                 raise GenerationFailed(f"{self._label} sent a line that can't be read{text and ': ' + text}.") from None
 
 
-def _usage(last: _Line) -> Usage | None:
+def _usage(last: _Last) -> Usage | None:
     if last.prompt_eval_count is None and last.eval_count is None:
         return None
     seconds = None if last.prompt_eval_duration is None else last.prompt_eval_duration / 1e9

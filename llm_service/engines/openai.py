@@ -410,7 +410,8 @@ class _Answer:
                 if thought := delta.reasoning_content or delta.reasoning:
                     self._take(Delta(thought, thinking=True))
                 if delta.content:
-                    self._take(Delta(delta.content))
+                    take = self._take
+                    take(Delta(delta.content))
                 if delta.tool_calls:
                     self._call(delta.tool_calls)
             if choice.finish_reason:

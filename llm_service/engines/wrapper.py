@@ -9,11 +9,12 @@ class EngineWrapper:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._engine_name = engine.name  # kept: asked through all wrappers it costs a call each, in every turn
 
     @property
     def name(self) -> str:
         """The provider's name, as in LLM_PROVIDER."""
-        return self._engine.name
+        return self._engine_name
 
     async def generate(self, request: GenerationRequest, sink: Sink) -> Finish:
         """Hand the answer to `sink`."""
