@@ -70,7 +70,8 @@ class EngineSet:
         """Bring the gauges up to now."""
         self._metrics.queue_depth.set(self.admission.line.waiting)
         for each in self.protected:
-            self._metrics.set_permits(each.name, taken=each.engine.permits.taken, unwanted=each.engine.unwanted)
+            permits = each.engine.permits
+            self._metrics.set_permits(each.name, taken=permits.taken, unwanted=permits.unwanted)
 
     def note_silence(self) -> None:
         """Take note which engines are known to say nothing, and end the waiting of those who wait for these alone."""

@@ -5,7 +5,7 @@ once. An engine's own queue has none of that: Ollama's serves in no order at all
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from time import monotonic
 
 import msgspec
@@ -14,11 +14,13 @@ from llm_service.engines.base import Engine
 from llm_service.engines.permits import Line, Permits, Waiter
 from llm_service.engines.prompt_reading import PromptReading
 from llm_service.engines.wrapper import EngineWrapper
-from llm_service.errors import EngineTimeout, FirstTokenTimeout, Overloaded, ResponseTimeout
+from llm_service.errors import EngineTimeout, FastTalkError, FirstTokenTimeout, Overloaded, ResponseTimeout
 from llm_service.generation import Finish, GenerationRequest, Sink
 
 # In seconds: no engine is taken to read on for longer than this after its client has left.
 LONGEST_READING = 60.0
+# In seconds: who waits is not let wait longer for less than this.
+MOMENT = 0.02
 
 _SILENT = "the engine answers nothing, not even pings, so that nobody waits for it; send the message again later"
 
@@ -29,14 +31,15 @@ _LEFT = (asyncio.CancelledError, EngineTimeout, FirstTokenTimeout, ResponseTimeo
 class Admission:
     """Lets requests wait for a permit in `line`, at most `timeout` seconds each.
 
-    `waited` hears how many seconds each of them waited that got one.
+    Time in which the engines are known to read what nobody wants is added to that, by the share of their permits which
+    are kept for it, up to LONGEST_READING. `waited` hears how many seconds each of them waited that got one.
     """
 
     def __init__(self, line: Line, *, timeout: float, waited: Callable[[float], None] = lambda _: None) -> None:
         self.line = line
         self._timeout = timeout
         self._waited = waited
-        self._waiting: dict[Waiter, asyncio.Future[Permits]] = {}
+        self._waiting: set[_Wait] = set()
 
     async def wait(
         self,
@@ -57,7 +60,7 @@ class Admission:
         """
         if all(permits.silent for permits in engines):
             raise EngineTimeout(_SILENT)
-        loop, line = asyncio.get_running_loop(), self.line
+        line, loop = self.line, asyncio.get_running_loop()
         handed: asyncio.Future[Permits] = loop.create_future()
         waiter = Waiter(
             request.session_id,
@@ -68,9 +71,9 @@ class Admission:
             rank="background" if request.background else "again" if again else "turn",
         )
         line.join(waiter, engines)
-        self._waiting[waiter] = handed
-        began = monotonic()
-        timer = loop.call_later(self._timeout, self._expire, handed, waiter, engines)
+        wait = _Wait(handed, waiter, engines)
+        self._waiting.add(wait)
+        wait.timer = loop.call_later(self._timeout, self._expire, wait)
         try:
             permits = await handed
         except BaseException:
@@ -80,31 +83,58 @@ class Admission:
                 line.give_back(handed.result())
             raise
         finally:
-            timer.cancel()
-            del self._waiting[waiter]
-        self._waited(monotonic() - began)
+            wait.timer.cancel()
+            self._waiting.discard(wait)
+        self._waited(monotonic() - wait.began)
         if sink.waits is not None:
             sink.waits(0)
         return permits
 
     def let_go(self, engines: Collection[Permits]) -> None:
         """End the waiting of those who may get none of these engines' permits but of silent ones; `engines` are all."""
-        for waiter, handed in tuple(self._waiting.items()):
-            wanted = [permits for permits in engines if waiter.wants(permits)]
+        for wait in tuple(self._waiting):
+            wanted = [permits for permits in engines if wait.waiter.wants(permits)]
             if wanted and all(permits.silent for permits in wanted):
-                self.line.leave(waiter)
-                handed.set_exception(EngineTimeout(_SILENT))
+                self._end(wait, EngineTimeout(_SILENT))
 
-    def _expire(self, handed: asyncio.Future[Permits], waiter: Waiter, engines: Iterable[Permits]) -> None:
-        if not handed.done():
-            self.line.leave(waiter)
-            handed.set_exception(
-                Overloaded(
-                    f"no engine was free within {self._timeout:g} seconds (QUEUE_TIMEOUT); "
-                    "send the message again later",
-                    retry_after=self.line.retry_after(engines),
-                )
-            )
+    def _expire(self, wait: "_Wait") -> None:
+        lost = min(wait.lost(), LONGEST_READING)
+        left = wait.began + self._timeout + lost - monotonic()
+        if left > MOMENT:
+            wait.timer = asyncio.get_running_loop().call_later(left, self._expire, wait)
+            return
+        reading = f" and {lost:.0f} in which it read what nobody wants any more" if lost >= 1 else ""
+        error = Overloaded(
+            f"no engine was free within {self._timeout:g} seconds (QUEUE_TIMEOUT){reading}; "
+            "send the message again later",
+            retry_after=self.line.retry_after(wait.engines),
+        )
+        self._end(wait, error)
+
+    def _end(self, wait: "_Wait", error: FastTalkError) -> None:
+        if not wait.handed.done():
+            self.line.leave(wait.waiter)
+            wait.handed.set_exception(error)
+
+
+class _Wait:
+    """One that waits for a permit of one of these engines to be `handed` over."""
+
+    __slots__ = ("_lost", "began", "engines", "handed", "timer", "waiter")
+
+    def __init__(self, handed: asyncio.Future[Permits], waiter: Waiter, engines: Collection[Permits]) -> None:
+        self.handed = handed
+        self.waiter = waiter
+        self.engines = engines
+        self.began = monotonic()
+        self._lost = sum(permits.lost(self.began) for permits in engines)
+        self.timer: asyncio.TimerHandle
+
+    def lost(self) -> float:
+        """Return how many seconds of its wait went to what nobody wants, as a share of the engines' permits."""
+        now = monotonic()
+        lost = sum(permits.lost(now) for permits in self.engines) - self._lost
+        return lost / sum(permits.limit for permits in self.engines)
 
 
 class LimitedEngine(EngineWrapper):
@@ -126,7 +156,6 @@ class LimitedEngine(EngineWrapper):
     ) -> None:
         super().__init__(engine)
         self.permits = permits
-        self.unwanted = 0  # permits that are kept for prompts nobody waits for
         self._admission = admission
         self._line = admission.line
         self._reading = reading
@@ -177,7 +206,7 @@ class LimitedEngine(EngineWrapper):
         finally:
             self.permits.held(monotonic() - began)
             if keep > 0:
-                self.unwanted += 1
+                self.permits.keep(1, monotonic())
                 asyncio.get_running_loop().call_later(keep, self._finished_reading)
             else:
                 self._line.give_back(self.permits)
@@ -196,5 +225,5 @@ class LimitedEngine(EngineWrapper):
         return 0.0 if needs is None else min(needs - since, LONGEST_READING)
 
     def _finished_reading(self) -> None:
-        self.unwanted -= 1
+        self.permits.keep(-1, monotonic())
         self._line.give_back(self.permits)

@@ -26,15 +26,19 @@ class Permits:
     """Of one engine: `limit` answers may be asked of it at once, `taken` are.
 
     `typical_seconds` is how long a permit is held, about, as far as that is known. `silent` says that the engine is
-    known to answer nothing: nobody is let wait for it.
+    known to answer nothing: nobody is let wait for it. Of those that are taken, `unwanted` are kept for prompts
+    that the engine reads though nobody waits for them any more.
     """
 
-    __slots__ = ("limit", "silent", "taken", "typical_seconds")
+    __slots__ = ("_lost", "_lost_at", "limit", "silent", "taken", "typical_seconds", "unwanted")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.taken = 0
         self.silent = False
+        self.unwanted = 0
+        self._lost = 0.0
+        self._lost_at = 0.0
         self.typical_seconds = 0.0
 
     def __repr__(self) -> str:
@@ -44,6 +48,15 @@ class Permits:
         """Take note how long one was held."""
         typical = self.typical_seconds
         self.typical_seconds = typical + _NEWEST * (seconds - typical) if typical else seconds
+
+    def keep(self, change: int, now: float) -> None:
+        """Keep one more for a prompt that nobody waits for, or (-1) one less."""
+        self._lost, self._lost_at = self.lost(now), now
+        self.unwanted += change
+
+    def lost(self, now: float) -> float:
+        """Return how many seconds were lost by now to such prompts, those of each permit added up."""
+        return self._lost + self.unwanted * (now - self._lost_at)
 
 
 class Waiter:

@@ -45,9 +45,9 @@ class ProtectedEngine:
         """Return how it stands, for `/stats`."""
         permits = self.engine.permits
         return {
-            "running": permits.taken - self.engine.unwanted,
+            "running": permits.taken - permits.unwanted,
             "max_running": permits.limit,
-            "unwanted": self.engine.unwanted,
+            "unwanted": permits.unwanted,
             "breaker": self.breaker.statistics(now)["state"],
         }
 

@@ -2,10 +2,12 @@
 
 import asyncio
 from collections.abc import Callable
+from time import monotonic
 
 import msgspec
 import pytest
 
+from llm_service.engines import limited as limited_module
 from llm_service.engines.base import timed
 from llm_service.engines.limited import Admission, LimitedEngine
 from llm_service.engines.permits import Line, Permits
@@ -238,10 +240,52 @@ class TestAnEngineThatReadsOn:
         cancelled, waiting = limited.ask("a" * 2), limited.ask("b")
         await until(lambda: limited.inner.running)
         await gone(cancelled)
-        assert (1, 1, 1) == (limited.permits.taken, limited.line.waiting, limited.engine.unwanted)
+        assert (1, 1, 1) == (limited.permits.taken, limited.line.waiting, limited.permits.unwanted)
         await waiting
-        assert (0, 0) == (limited.permits.taken, limited.engine.unwanted)
+        assert (0, 0) == (limited.permits.taken, limited.permits.unwanted)
         assert limited.waited[0] > 0.15  # two characters at 0.1 seconds each
+
+    async def test_its_reading_is_not_the_fault_of_those_in_line(self) -> None:
+        """They wait for QUEUE_TIMEOUT beside it: the first is answered, the second has its time behind the first."""
+        limited = Limited(reads_on=True, timeout=0.5)
+        assert limited.reading is not None
+        limited.reading.read((Message("user", "x" * 1000),), 100.0)
+        limited.hang(1, after=0)
+        limited.inner.faults.append(Fault(1, pause=0.15))
+        cancelled = limited.ask("a" * 8)  # eight characters at 0.1 seconds each
+        await until(lambda: limited.inner.running)
+        first, second = limited.ask("b"), limited.ask("c")
+        await until(lambda: limited.line.waiting == 2)
+        await gone(cancelled)
+        assert ["stop", "stop"] == [(await waiting).reason for waiting in (first, second)]
+        assert limited.waited[0] > 0.6
+        assert limited.waited[1] > limited.waited[0] + 0.1
+
+    async def test_they_do_not_wait_for_ever_though(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What is added to their time has a bound, and is what they lost: one of two permits is half of the time."""
+        for limit, bound, least in ((1, 0.2, 0.3), (2, 60.0, 0.2)):
+            monkeypatch.setattr(limited_module, "LONGEST_READING", bound)
+            limited = Limited(permits=limit, timeout=0.1)
+            limited.permits.taken = limit
+            limited.permits.keep(1, monotonic())
+            began = monotonic()
+            async with asyncio.timeout(10):
+                with pytest.raises(Overloaded, match=r"0\.1 seconds \(QUEUE_TIMEOUT\); send"):
+                    await limited.ask("a")
+            assert least - 0.03 < monotonic() - began
+            assert 0 == limited.line.waiting
+
+    async def test_who_waits_is_told_what_for(self) -> None:
+        """When its time is up after all, and much of it went to that."""
+        limited = Limited(timeout=0.01)
+        limited.permits.taken = 1
+        limited.permits.keep(1, monotonic() - 60)
+        waiting = limited.ask("a")
+        await until(lambda: limited.line.waiting)
+        limited.permits._lost += 1.0
+        limited.permits.keep(-1, monotonic())
+        with pytest.raises(Overloaded, match="and 1 in which it read what nobody wants any more; send"):
+            await waiting
 
     async def test_an_answer_that_had_begun_frees_it_at_once(self) -> None:
         """While tokens flow, a cancel stops it."""
@@ -254,7 +298,7 @@ class TestAnEngineThatReadsOn:
         for _ in range(20):
             await asyncio.sleep(0.001)
         await gone(task)
-        assert (0, 0) == (limited.permits.taken, limited.engine.unwanted)
+        assert (0, 0) == (limited.permits.taken, limited.permits.unwanted)
 
     @pytest.mark.parametrize("error", [FirstTokenTimeout("late"), GenerationFailed("broke")])
     async def test_which_failures_leave_it_reading(self, error: GenerationFailed) -> None:
@@ -265,7 +309,7 @@ class TestAnEngineThatReadsOn:
         limited.inner.fail(error)
         with pytest.raises(type(error)):
             await limited.ask("a")
-        assert (1 if isinstance(error, FirstTokenTimeout) else 0) == limited.engine.unwanted
+        assert (1 if isinstance(error, FirstTokenTimeout) else 0) == limited.permits.unwanted
         await until(lambda: not limited.permits.taken)
 
     async def test_who_comes_next_is_given_the_time(self) -> None:

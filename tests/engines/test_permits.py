@@ -57,6 +57,18 @@ def test_sessions_come_by_turns() -> None:
     assert 0 == engine.taken
 
 
+def test_what_is_lost_to_prompts_that_nobody_wants() -> None:
+    """The seconds of each permit that is kept for one, while it is."""
+    permits = Permits(4)
+    assert 0.0 == permits.lost(100.0)
+    permits.keep(1, 100.0)
+    permits.keep(1, 110.0)
+    assert (2, 10.0, 16.0) == (permits.unwanted, permits.lost(110.0), permits.lost(113.0))
+    permits.keep(-1, 120.0)
+    permits.keep(-1, 125.0)
+    assert (0, 35.0, 35.0) == (permits.unwanted, permits.lost(125.0), permits.lost(1000.0))
+
+
 def test_positions_are_told_when_they_change() -> None:
     """Each hears where it is, and again only when that is another place: also when one before it leaves."""
     line, engine = Line(10), busy()
