@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from llm_service.errors import ContextOverflow
 from llm_service.generation import Message, ToolCall, Usage
 from llm_service.history import History
+from llm_service.prompt_head import PromptHead
 from llm_service.records import ConversationRecord
 from llm_service.summary import Condensation
 from llm_service.token_estimate import (
@@ -27,8 +28,6 @@ PLAUSIBLE = 0.25
 
 # Turns at the end of the history that no summary stands for: what is spoken of now.
 KEPT = 2
-
-SUMMARY_HEADING = "Summary of the conversation before this point:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,23 +56,15 @@ class Conversation:
     """
 
     __slots__ = (
+        "_head",
         "_high_water",
         "_history",
         "_low_water",
         "_max_messages",
-        "_model",
-        "_next_schemas",
-        "_next_system_prompt",
         "_open",
         "_open_counted",
         "_ratio",
         "_ratio_before",
-        "_schemas",
-        "_summary",
-        "_summary_left_out",
-        "_system_prompt",
-        "_system_tokens",
-        "_system_tokens_before",
         "_to_drop",
         "dropped",
         "dropped_limit",
@@ -84,25 +75,17 @@ class Conversation:
     def __init__(
         self, *, system_prompt: str = "", max_messages: int, low_water: float = 0.5, high_water: float = 1.0
     ) -> None:
-        self._system_prompt = system_prompt
         self._max_messages = max_messages
         self._low_water = low_water
         self._high_water = high_water
-        # A new one must not be taken for the one that the open turn's prompt was counted with.
-        self._next_system_prompt = system_prompt
-        self._schemas = self._next_schemas = self._model = ""
-        self._summary = ""
+        self._ratio = TokenEstimate()
+        self._ratio_before = self._ratio.bytes_per_token
+        self._head = PromptHead(system_prompt, self._ratio)
         self._history = History()
         self._open: Turn | None = None
         self._open_counted = False
         # Turns, from the front, that the open turn's prompt left out: gone once it is committed.
         self._to_drop = 0
-        self._system_tokens: int | None = None
-        # Of the open turn's prompt: whether it is made without the summary, and what the head had with it.
-        self._summary_left_out = False
-        self._system_tokens_before: int | None = None
-        self._ratio = TokenEstimate()
-        self._ratio_before = self._ratio.bytes_per_token
         self.dropped_turns = 0
         self.dropped_tokens = 0
         self.dropped_limit = 0
@@ -130,27 +113,24 @@ class Conversation:
     @property
     def tokens(self) -> int:
         """The size of the history with its system prompt, as far as it is known."""
-        return self._system_size() + self._history.tokens
+        return self._head.size + self._history.tokens
 
     @property
     def system_prompt(self) -> str:
         """What stands before all turns from the next one on; empty means none."""
-        return self._next_system_prompt
+        return self._head.next_system_prompt
 
     @property
     def summary(self) -> str:
         """What stands for the turns that were dropped and condensed; empty means none."""
-        return self._summary
+        return self._head.summary
 
     def set_system_prompt(self, text: str, *, schemas: str = "", model: str = "") -> None:
         """Change the system prompt, and the tools' schemas, from the next turn on.
 
         Another `model` may have another tokenizer.
         """
-        self._next_system_prompt, self._next_schemas = text, schemas
-        if model != self._model:
-            self._model = model
-            self._system_tokens = None
+        self._head.change(text, schemas=schemas, model=model)
 
     def condensable(self, share: float, *, context_window: int, max_tokens: int) -> list[Turn]:
         """Return the turns that a summary may stand for: those dropped, and those that will be dropped before long.
@@ -173,7 +153,7 @@ class Conversation:
         left = job.turns[forgotten:]
         count = len(left)
         same = len(turns) >= count and all(a is b for a, b in zip(turns, left, strict=False))
-        if not same or job.before != self._summary:
+        if not same or job.before != self._head.summary:
             return False
         self.set_summary(summary)
         del self.dropped[:count]
@@ -188,8 +168,7 @@ class Conversation:
         """
         if self._open is not None:
             raise RuntimeError("a turn is open")
-        self._summary = text
-        self._system_tokens = None
+        self._head.summarize(text)
 
     def needs_count(self, text: str, *, context_window: int, max_tokens: int) -> bool:
         """Whether the exact number of this message's tokens could change what is kept of the history."""
@@ -218,9 +197,7 @@ class Conversation:
         """
         if self._open is not None:
             raise RuntimeError("the last turn was neither committed nor rolled back")
-        if (self._next_system_prompt, self._next_schemas) != (self._system_prompt, self._schemas):
-            self._system_prompt, self._schemas = self._next_system_prompt, self._next_schemas
-            self._system_tokens = None
+        self._head.begin_turn()
         exact = None if tokens is None else tokens + TOKENS_PER_MESSAGE
         turn = Turn(user=text, tokens=self._estimate(text) if exact is None else exact)
         fewest = (fewest_tokens(text) if exact is None else exact) if engine_counts else None
@@ -244,7 +221,7 @@ class Conversation:
         turn = self._opened()
         left = len(self._history.turns) - self._to_drop
         self._ratio.overflowed()
-        if not left and not self._leave_out_summary():
+        if not left and not self._head.leave_out_summary():
             return None
         if not self._open_counted:
             turn.tokens, turn.most = self._estimate(turn.user), most_tokens(turn.user)
@@ -293,8 +270,7 @@ class Conversation:
         turn.fold()
         self._let_wait(self._drop(self._to_drop))
         self._to_drop = 0
-        if self._summary_left_out:
-            self._summary, self._summary_left_out = "", False
+        self._head.keep_as_sent()
         if usage is not None and self._is_plausible(usage):
             self._learn(turn, usage)
         else:
@@ -305,7 +281,7 @@ class Conversation:
         """Forget the open turn: the history is what it was before, ready for the same message again."""
         self._take_open()
         self._to_drop = 0
-        self._take_back_summary()
+        self._head.take_back_summary()
         # What the engine refused says nothing about the text that stays.
         self._ratio.bytes_per_token = self._ratio_before
 
@@ -323,20 +299,21 @@ class Conversation:
         crowded = self._history.messages + 1 > self._max_messages
         if crowded or self.needs_count(text, context_window=context_window, max_tokens=max_tokens):
             return None
-        head = self._head(self._next_system_prompt)
+        head = self._head.next_text
         said = Message("user", self._history.joined(text))
         return (*((Message("system", head),) if head else ()), *self._history.said, said)
 
     def record(self) -> ConversationRecord:
         """Return what `restore` takes; an open turn is not in it."""
+        head = self._head
         return ConversationRecord(
             turns=list(self._history.turns),
             dropped=list(self.dropped),
-            system_prompt=self._system_prompt,
-            schemas=self._schemas,
-            model=self._model,
-            summary=self._summary,
-            system_tokens=self._system_tokens,
+            system_prompt=head.system_prompt,
+            schemas=head.schemas,
+            model=head.model,
+            summary=head.summary,
+            system_tokens=head.tokens,
             bytes_per_token=self._ratio.bytes_per_token,
             dropped_turns=self.dropped_turns,
             dropped_tokens=self.dropped_tokens,
@@ -344,10 +321,7 @@ class Conversation:
 
     def restore(self, record: ConversationRecord) -> None:
         """Take up where another conversation left; this one must be new."""
-        self._system_prompt = self._next_system_prompt = record.system_prompt
-        self._schemas = self._next_schemas = record.schemas
-        self._model, self._summary = record.model, record.summary
-        self._system_tokens = record.system_tokens
+        self._head.restore(record.system_prompt, record.schemas, record.model, record.summary, record.system_tokens)
         self._ratio.bytes_per_token = self._ratio_before = record.bytes_per_token
         self.dropped = list(record.dropped)
         self.dropped_turns, self.dropped_tokens = record.dropped_turns, record.dropped_tokens
@@ -366,57 +340,38 @@ class Conversation:
     # Prompts
 
     def _prompt(self) -> Prompt:
-        turn, head = self._opened(), self._head(self._system_prompt)
+        turn, head = self._opened(), self._head.text
         history = self._history.without(self._to_drop)
         said = Message("user", history.joined(turn.user))
         messages = (*((Message("system", head),) if head else ()), *history.said, said)
         for step in turn.steps:
             messages += tuple(step.messages())
         likely, most = self._open_size()
-        tokens = self._system_size() + history.tokens
-        slack = self._slack() - self._history.slack + history.slack
+        tokens = self._head.size + history.tokens
+        slack = self._head.slack + history.slack
         return Prompt(messages, tokens + likely, tokens + slack + most, self._to_drop)
-
-    def _head(self, system_prompt: str) -> str:
-        """Return the text of the system message."""
-        if not self._summary or self._summary_left_out:
-            return system_prompt
-        return "\n\n".join([*filter(None, [system_prompt]), f"{SUMMARY_HEADING}\n{self._summary}"])
 
     def _make_fit(self, likely: int, fewest: int | None, context_window: int) -> None:
         """Do as `_check_fit` does, but for the summary, which is given up first."""
         try:
             self._check_fit(likely, fewest, context_window)
         except ContextOverflow:
-            if not self._leave_out_summary():
+            if not self._head.leave_out_summary():
                 raise
             try:
                 self._check_fit(likely, fewest, context_window)
             except ContextOverflow:
-                self._take_back_summary()
+                self._head.take_back_summary()
                 raise
-
-    def _leave_out_summary(self) -> bool:
-        """Make the open turn's prompt without the summary; returns whether that changes anything."""
-        if not self._summary or self._summary_left_out:
-            return False
-        self._summary_left_out = True
-        self._system_tokens_before, self._system_tokens = self._system_tokens, None
-        return True
-
-    def _take_back_summary(self) -> None:
-        if self._summary_left_out:
-            self._summary_left_out = False
-            self._system_tokens = self._system_tokens_before
 
     def _check_fit(self, likely: int, fewest: int | None, context_window: int) -> None:
         """Raise ContextOverflow if an open turn of this size cannot be asked about, however much history goes.
 
         `fewest` is what it has at least, where the engine itself refuses what is too long: only that is certain.
         """
-        needed, limit = self._system_size() + likely, _room(context_window)
+        needed, limit = self._head.size + likely, _room(context_window)
         if fewest is not None:
-            needed = fewest_tokens(self._head(self._system_prompt)) + fewest
+            needed = self._head.fewest + fewest
         if needed > limit:
             raise ContextOverflow(
                 f"the message and the system prompt need {'about' if fewest is None else 'more than'} {needed} tokens, "
@@ -449,11 +404,7 @@ class Conversation:
 
     def _slack(self) -> int:
         """How many tokens more than `tokens` system prompt and history may have."""
-        if self._system_tokens is not None:
-            return self._history.slack
-        most = most_tokens(self._head(self._system_prompt))
-        most += most_tokens(self._schemas) if self._schemas else 0
-        return self._history.slack + max(0, most - self._system_size())
+        return self._head.slack + self._history.slack
 
     def _open_size(self) -> tuple[int, int]:
         """Return what the open turn has, tools included: likely, and at most."""
@@ -493,12 +444,6 @@ class Conversation:
                 break
         self.dropped = waiting
 
-    def _system_size(self) -> int:
-        if self._system_tokens is not None:
-            return self._system_tokens
-        schemas = self._estimate(self._schemas) if self._schemas else 0
-        return self._estimate(self._head(self._system_prompt)) + schemas
-
     def _estimate(self, text: str) -> int:
         return self._ratio.likely(text)
 
@@ -514,32 +459,31 @@ class Conversation:
                 past.counted = True
             self._history.recount()
         before = self._history.tokens
-        if self._system_tokens is None:
+        head = self._head
+        if head.tokens is None:
             # Both were estimated alike, so both were wrong by the same factor.
-            head, said = self._system_size(), turn.tokens + sum(self._step_size(step)[0] for step in turn.steps)
-            self._system_tokens = max(0, usage.prompt_tokens - before) * head // (head + said)
+            said = turn.tokens + sum(self._step_size(step)[0] for step in turn.steps)
+            head.tokens = max(0, usage.prompt_tokens - before) * head.likely // (head.likely + said)
         turn.counted = True
-        turn.tokens = usage.prompt_tokens - before - self._system_tokens
+        turn.tokens = usage.prompt_tokens - before - head.tokens
         if turn.tokens < 0:
             self._give_back(turn)
         turn.tokens += usage.completion_tokens
-        head = len((self._head(self._system_prompt) + self._schemas).encode())
-        self._ratio.learn(head + self._history.bytes + turn.asked_bytes, usage.prompt_tokens)
+        self._ratio.learn(head.bytes + self._history.bytes + turn.asked_bytes, usage.prompt_tokens)
 
     def _give_back(self, turn: Turn) -> None:
         """Take from what had been held for more than it is: the system prompt's share, turns, or the system prompt."""
-        assert self._system_tokens is not None
-        schemas = self._estimate(self._schemas) if self._schemas else 0
-        excess = self._system_tokens - self._estimate(self._head(self._system_prompt)) - schemas
-        given = max(0, min(excess, -turn.tokens))
-        self._system_tokens -= given
+        head = self._head
+        assert head.tokens is not None
+        given = max(0, min(head.tokens - head.likely, -turn.tokens))
+        head.tokens -= given
         turn.tokens += given
         for past in reversed(self._history.turns):
             cut = min(past.tokens, -turn.tokens)
             past.tokens -= cut
             turn.tokens += cut
         if turn.tokens < 0:
-            self._system_tokens, turn.tokens = self._system_tokens + turn.tokens, 0
+            head.tokens, turn.tokens = head.tokens + turn.tokens, 0
         self._history.recount()
 
 

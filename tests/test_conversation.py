@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_service.conversation import SUMMARY_HEADING, Conversation, Prompt
+from llm_service.conversation import Conversation, Prompt
 from llm_service.errors import ContextOverflow
 from llm_service.generation import Message, ToolCall, Usage
+from llm_service.prompt_head import SUMMARY_HEADING
 from llm_service.summary import Condensation
 from llm_service.token_estimate import TOKENS_PER_MESSAGE
 from llm_service.turn import Turn
@@ -769,7 +770,7 @@ def test_accounting_is_exact(turns: list[Say], system: str, engine: Engine) -> N
             conversation.rollback()
             assert usage.prompt_tokens + usage.completion_tokens == size
         assert all(turn.tokens >= 0 for turn in conversation.turns)
-        assert 0 <= conversation._system_size()
+        assert 0 <= conversation._head.size
 
 
 @settings(max_examples=10 * FUZZ, deadline=None)
@@ -836,13 +837,13 @@ def test_tools_are_weighed_when_the_first_prompt_is_counted() -> None:
     conversation.tool_result("1", "word " * 1500)
     conversation.go_on(context_window=4096, max_tokens=100)
     conversation.commit("so", usage=Usage(prompt_tokens=1530, completion_tokens=2))
-    assert conversation._system_size() < 30
+    assert conversation._head.size < 30
 
     conversation = _conversation()
     conversation.set_system_prompt("", schemas="word " * 1000)
     _begin(conversation, "hi", window=4096)
     conversation.commit("so", usage=Usage(prompt_tokens=1210, completion_tokens=2))
-    assert conversation._system_size() > 1150
+    assert conversation._head.size > 1150
     conversation.set_system_prompt("", schemas="word " * 1000, model="other")
     assert 0 < _begin(conversation, "more " * 1000, window=4096).tokens - 1000
 
