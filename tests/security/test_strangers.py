@@ -41,16 +41,16 @@ async def turned_away(socket: ClientConnection) -> str:
 
 
 async def test_silent_sockets_keep_nobody_out(live: Live) -> None:
-    """While 500 sockets come and say nothing every place is there for clients with a key, wherever it comes."""
+    """While 200 sockets come and say nothing every place is there for clients with a key, wherever it comes."""
     async with contextlib.AsyncExitStack() as stack:
-        for _ in range(250):
+        for _ in range(100):
             await stack.enter_async_context(live.connect())
         clients = [await stack.enter_async_context(live.connect(**KEY)) for _ in range(PLACES // 2)]
         for number in range(PLACES // 2):
             clients.append(await stack.enter_async_context(live.connect()))
             await send(clients[-1], "start_session", api_key="anna")
             assert "session_started" == (await receive(clients[-1]))["type"], number
-        for _ in range(250):
+        for _ in range(100):
             await stack.enter_async_context(live.connect())
         for client in clients[: PLACES // 2]:
             await start(client)
