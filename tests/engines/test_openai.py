@@ -7,7 +7,7 @@ from contextlib import aclosing
 import msgspec
 import pytest
 
-from llm_service.engines import openai, transport
+from llm_service.engines import openai_answer, transport
 from llm_service.engines.base import timed
 from llm_service.engines.openai import OpenAIEngine
 from llm_service.errors import (
@@ -387,7 +387,7 @@ class TestFailures:
         self, fake: FakeServer, engine: OpenAIEngine, monkeypatch: pytest.MonkeyPatch, end: str, usage: Usage | None
     ) -> None:
         """The answer is whole: no failure of the stream undoes it, and one that falls silent is left before long."""
-        monkeypatch.setattr(openai, "USAGE_SECONDS", 0.05)
+        monkeypatch.setattr(openai_answer, "USAGE_SECONDS", 0.05)
         behind = {"rubbish": b"data: <html>\n\n", "error": events({"error": {"message": "died"}})}
 
         async def answer(exchange: Exchange) -> None:

@@ -1,0 +1,198 @@
+"""The stream of one answer in OpenAI's protocol: bytes in, deltas and the end out."""
+
+import asyncio
+from collections.abc import Callable
+from time import monotonic
+
+import msgspec
+
+from llm_service.engines.refusals import UNREADABLE, Refusal, error_fields
+from llm_service.engines.sse import SSEDecoder
+from llm_service.engines.think_tags import ThinkTags
+from llm_service.engines.tool_calls import ToolCalls
+from llm_service.errors import EngineRejected, FastTalkError, GenerationFailed
+from llm_service.generation import Delta, Finish, Sink, TakeDelta, Usage
+
+# Seconds for the usage and the stream's end to follow the word that the answer is over.
+USAGE_SECONDS = 1.0
+
+_NO_ERROR = (b"", b"null")
+
+
+class _Function(msgspec.Struct, gc=False):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _CallPart(msgspec.Struct, gc=False):
+    index: int | None = None
+    id: str | None = None
+    function: _Function | None = None
+
+
+class _Delta(msgspec.Struct, gc=False):
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[_CallPart] | None = None
+
+
+class _Choice(msgspec.Struct, gc=False):
+    index: int = 0
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+
+
+class _PromptDetails(msgspec.Struct, gc=False):
+    cached_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct, gc=False):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_tokens_details: _PromptDetails | None = None
+
+
+class _Timings(msgspec.Struct, gc=False):
+    """llama-server's: tokens of the prompt found in its cache, evaluated (in milliseconds), and generated."""
+
+    cache_n: int = 0
+    prompt_n: int = 0
+    prompt_ms: float | None = None
+    predicted_n: int = 0
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    timings: _Timings | None = None
+    error: msgspec.Raw = msgspec.Raw()
+    object: str = ""
+
+
+_decode_chunk = msgspec.json.Decoder(_Chunk).decode
+
+
+class Answer:
+    """Reads one answer: bytes in, deltas out to `sink`, and the end. `refused` makes the error of an error event.
+
+    `limit` is around the reading of the stream: it is set once the answer is over.
+    """
+
+    __slots__ = (
+        "_calls",
+        "_events",
+        "_label",
+        "_limit",
+        "_reason",
+        "_refused",
+        "_sink",
+        "_tags",
+        "_take",
+        "_usage",
+    )
+
+    def __init__(
+        self,
+        label: str,
+        refused: Callable[[Refusal], FastTalkError],
+        sink: Sink,
+        limit: asyncio.Timeout,
+        *,
+        begun: bool = False,
+    ) -> None:
+        self._label = label
+        self._limit = limit
+        self._refused = refused
+        self._sink = sink
+        # The rest of an answer begins with what it begins with, be it space.
+        self._tags: ThinkTags | None = None if begun else ThinkTags(sink.take, self._settle)
+        self._take: TakeDelta = sink.take if self._tags is None else self._tags.take
+        self._events = SSEDecoder()
+        self._calls: ToolCalls | None = None
+        self._reason = ""
+        self._usage: Usage | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether the engine said that all of the text, and of the calls, is there."""
+        return bool(self._reason)
+
+    def feed(self, data: bytes) -> bool:
+        """Take what was read; return whether that was the end of the answer."""
+        for payload in self._events.feed(data):
+            if payload == b"[DONE]":
+                return True
+            self._read(self._decode(payload))
+        return False
+
+    def end(self) -> Finish:
+        """Return how the answer ended; call it when the stream is over."""
+        if self._tags is not None:
+            self._tags.end()
+        if not self._reason:
+            raise GenerationFailed(f"{self._label} broke off in the middle of its answer.")
+        if self._reason == "content_filter":
+            # What the filter withheld is missing from the text: an answer that is not whole is not one.
+            raise EngineRejected(f"{self._label} withheld the rest of the answer: its content filter stepped in.")
+        cut = self._reason == "length"
+        if self._calls is not None:
+            return Finish("tool_calls", self._usage, self._calls.whole(cut=cut))
+        return Finish("length" if cut else "stop", self._usage)
+
+    def _settle(self) -> None:
+        self._take = self._sink.take
+        self._tags = None
+
+    def _call(self, parts: list[_CallPart]) -> None:
+        self._sink.progress_at = monotonic()
+        if self._calls is None:
+            self._calls = ToolCalls(self._label)
+        for part in parts:
+            function = part.function or _Function()
+            self._calls.add(part.index, part.id or "", function.name or "", function.arguments or "")
+
+    def _read(self, part: _Chunk) -> None:
+        if part.usage is not None or part.timings is not None:
+            self._usage = _usage(part)
+        for choice in part.choices or ():
+            delta = choice.delta
+            if delta is not None and choice.index == 0:
+                if thought := delta.reasoning_content or delta.reasoning:
+                    self._take(Delta(thought, thinking=True))
+                if delta.content:
+                    take = self._take
+                    take(Delta(delta.content))
+                if delta.tool_calls:
+                    self._call(delta.tool_calls)
+            if choice.finish_reason:
+                self._finish(choice.finish_reason)
+
+    def _finish(self, reason: str) -> None:
+        if not self._reason:
+            # The wait for the usage is no silence either.
+            self._sink.progress_at = monotonic()
+            self._limit.reschedule(asyncio.get_running_loop().time() + USAGE_SECONDS)
+        self._reason = reason
+
+    def _decode(self, payload: bytes) -> _Chunk:
+        try:
+            part = _decode_chunk(payload)
+        except UNREADABLE:
+            raise GenerationFailed(f"{self._label} sent an event that can't be read.") from None
+        if bytes(part.error) not in _NO_ERROR or part.object == "error":
+            raise self._refused(Refusal(500, *error_fields(payload)))
+        return part
+
+
+def _usage(part: _Chunk) -> Usage | None:
+    usage, timings = part.usage, part.timings
+    seconds = None if timings is None or timings.prompt_ms is None else timings.prompt_ms / 1000
+    if usage is not None:
+        cached = usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else None
+        if cached is None and timings is not None:
+            cached = timings.cache_n
+        return Usage(usage.prompt_tokens, usage.completion_tokens, cached, seconds)
+    if timings is not None:
+        return Usage(timings.cache_n + timings.prompt_n, timings.predicted_n, timings.cache_n, seconds)
+    return None
