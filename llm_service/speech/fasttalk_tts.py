@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, WebSocketException
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
 from llm_service.audio_format import AudioFormat
 from llm_service.engines.http1 import drop
@@ -27,6 +27,14 @@ _MAX_MESSAGE_BYTES = 65_536
 _CLOSE_SECONDS = 1.0
 # The path is the TTS's word; of it nothing but the last part is used, and that must be a plain name.
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}")
+
+
+class _Connection(connect):
+    """Goes where it was told to: who answers with a redirect must not choose who gets the text."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        """Follow none."""
+        return exc
 
 
 class FastTalkSynthesizer:
@@ -94,7 +102,7 @@ class FastTalkSynthesizer:
             request["lang"] = _language(utterance.language)
         try:
             # One connection an utterance: closing it is all the cancel there is.
-            async with connect(
+            async with _Connection(
                 self._url,
                 open_timeout=self._connect_timeout,
                 close_timeout=_CLOSE_SECONDS,
@@ -111,6 +119,13 @@ class FastTalkSynthesizer:
         except ConnectionClosed as closed:
             busy = closed.rcvd is not None and closed.rcvd.code == 1013
             raise SpeechUnavailable(f"{self.address} {'is busy' if busy else 'broke the connection'}") from None
+        except InvalidStatus as refused:
+            status = refused.response.status_code
+            raise SpeechUnavailable(
+                f"{self.address} redirects elsewhere (HTTP {status}): put the final URL into TTS_ENDPOINTS"
+                if 300 <= status < 400
+                else f"{self.address} takes no WebSocket (HTTP {status}): check TTS_ENDPOINTS"
+            ) from None
         except (OSError, WebSocketException, TimeoutError):
             raise SpeechUnavailable(f"{self.address} can't be connected to; check that it runs") from None
 
@@ -155,7 +170,7 @@ def _language(tag: str) -> str:
 def _decoded(message: str | bytes) -> dict[str, Any]:
     try:
         value = json.loads(message)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

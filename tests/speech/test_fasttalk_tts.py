@@ -4,6 +4,9 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.datastructures import Headers
+from websockets.http11 import Request, Response
 
 from llm_service.errors import (
     ConfigurationError,
@@ -132,6 +135,37 @@ async def test_cancel_closes_the_socket(tmp_path: Path) -> None:
         async with asyncio.timeout(5):
             await double.left.wait()
         assert task.cancelled()
+
+
+async def test_redirects_are_not_followed(tmp_path: Path) -> None:
+    """Who answers with one would choose who gets the text; where the setting is wrong it is named."""
+
+    def elsewhere(_: ServerConnection, __: Request) -> Response:
+        return Response(302, "Found", Headers({"Location": double.url}))
+
+    async with (
+        doubles.fasttalk_tts(tmp_path) as double,
+        serve(double.serve, "127.0.0.1", 0, process_request=elsewhere) as server,
+    ):
+        port = next(iter(server.sockets)).getsockname()[1]
+        with pytest.raises(SpeechUnavailable, match="redirects elsewhere"):
+            await spoken(synthesizer(f"ws://127.0.0.1:{port}", tmp_path))
+
+    assert [] == double.requests
+
+
+@pytest.mark.parametrize("said", ["[" * 60_000, "{", "[]", '{"status": 1}', b"\xff"])
+async def test_what_is_not_its_protocol_is_a_failure(tmp_path: Path, said: str | bytes) -> None:
+    """One of the TTS, which the next one can mend: not of the service."""
+
+    async def answer(socket: ServerConnection) -> None:
+        await socket.recv()
+        await socket.send(said)
+
+    async with serve(answer, "127.0.0.1", 0) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        with pytest.raises(SpeechFailed, match="protocol"):
+            await spoken(synthesizer(f"ws://127.0.0.1:{port}", tmp_path))
 
 
 async def test_silence_is_bounded(tmp_path: Path) -> None:
