@@ -79,7 +79,7 @@ class Speaking:
         self._how: SpeechChoices | None = None
         self._number = 0
         self._started = 0.0
-        self._first = 0  # the id of the response's first chunk; 0: it has none yet
+        self._first = 0  # the id of the response's first chunk that is for the ear; 0: it has none yet
         self._heard = True  # sound of it has been sent
         self._due: asyncio.TimerHandle | None = None
 
@@ -201,7 +201,7 @@ class Speaking:
             told = self._session.cut(self._number, chunk)
             if told is None:
                 return
-            if not self._first:
+            if not self._first and told.text:
                 self._first = told.id
                 desk.metrics.first_chunk.observe(monotonic() - self._started)
             desk.metrics.chunks.inc()

@@ -40,13 +40,15 @@ class SpeechDefaults:
     def refusal(self, config: SessionConfig) -> InvalidConfig | None:
         """Return why speech cannot be had as it is asked for, or None if it can."""
         speech = config.speech or SpeechConfig()
-        if not (speech.enabled and "audio" in (config.events or ())):
+        enabled = self.enabled if speech.enabled is None else speech.enabled
+        if not (enabled and "audio" in (config.events or ())):
             return None
         if not self.formats:
+            if not speech.enabled:
+                return None  # the service's wish, not the client's, who may do without
             return InvalidConfig(
                 "config.speech: no TTS that gives audio is here: set TTS_ENDPOINTS, or leave audio out of "
-                "config.events and "
-                "speak what the chunk events say"
+                "config.events and speak what the chunk events say"
             )
         if (speech.format or self.format) not in self.formats:
             offered = ", ".join(each for each in FORMATS if each in self.formats)

@@ -779,6 +779,18 @@ async def test_speech_is_measured(tts: FakeServer) -> None:
         assert 0 == value("fasttalk_speech_unspoken_characters_total")
 
 
+async def test_what_nobody_hears_is_no_first_chunk(tts: FakeServer) -> None:
+    """The time to the first chunk is that to the first one with something to say."""
+    async with speaking(tts, engine("```\nx = 1\n```\n")) as live, live.connect() as socket:
+        await begin(socket)
+        await send(socket, "user_message", text="Hello")
+        heard = await hear(socket)
+        value = live.service.registry.get_sample_value
+
+        assert [""] == [chunk["text"] for chunk in heard.chunks]
+        assert 0 == value("fasttalk_speech_time_to_first_chunk_seconds_count")
+
+
 async def test_the_hook_gets_every_chunk(tts: FakeServer) -> None:
     """`on_chunk` hears what is spoken in order, with the session and the end; what it raises hurts nobody."""
     got: list[Utterance] = []

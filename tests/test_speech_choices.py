@@ -55,6 +55,12 @@ def test_a_format_that_cannot_be_made_is_refused() -> None:
     assert "opus" in refusal.message
     assert refusal.message.endswith("offered are pcm, wav")
     assert DEFAULTS.refusal(SessionConfig(speech=SpeechConfig(enabled=True, format="opus"))) is None
+    eager = replace(DEFAULTS, enabled=True)
+    by_default = SessionConfig(speech=SpeechConfig(format="opus"), events=["audio"])
+    assert DEFAULTS.refusal(by_default) is None
+    for asked in (eager.refusal(by_default), replace(eager, format="opus").refusal(SessionConfig(events=["audio"]))):
+        assert asked is not None
+        assert refusal.message == asked.message
 
 
 @pytest.mark.parametrize("voice", ["", "../../etc/passwd", "-v", "a/b", "x" * 129, "a\nb", "ä"])

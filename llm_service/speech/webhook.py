@@ -2,8 +2,9 @@
 
 The body is a JSON object: `id` of the chunk, `text`, its span `start` and `end` in the response in characters,
 `session`, `turn`, `language`, `voice`, `speed`, and `final`, true for the last chunk of a response. Any answer of 2xx
-takes it, and its body is not read. With a secret each request carries `X-FastTalk-Signature: sha256=HEX`, the
-HMAC-SHA256 of `TIMESTAMP.BODY`, and `X-FastTalk-Timestamp: TIMESTAMP`, in seconds since the epoch.
+takes it; its body is read to its end, and not looked at. With a secret each request carries
+`X-FastTalk-Signature: sha256=HEX`, the HMAC-SHA256 of `TIMESTAMP.BODY`, and `X-FastTalk-Timestamp: TIMESTAMP`, in
+seconds since the epoch.
 """
 
 import hashlib
