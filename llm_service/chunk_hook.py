@@ -49,10 +49,12 @@ class ChunkHook:
         else:
             waiting.append(chunk)
 
-    def drop(self, session_id: str) -> None:
-        """Forget what waits of a session: nobody listens to it any more. A call that runs goes on."""
+    def drop(self, session_id: str, *, turn: int | None = None) -> None:
+        """Forget what waits of a session, or of one turn: nobody listens to it any more. A call that runs goes on."""
         if (waiting := self._waiting.get(session_id)) is not None:
+            kept = [] if turn is None else [chunk for chunk in waiting if chunk.turn != turn]
             waiting.clear()
+            waiting.extend(kept)
 
     async def aclose(self) -> None:
         """Stop calling it; a call that refuses to be cancelled is left behind after CLOSE_TIMEOUT."""

@@ -40,7 +40,12 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Hush:
-    """Speak no more of what was said so far: its client wants to hear something else, or nothing."""
+    """Speak no more of what was said so far: its client wants to hear something else, or nothing.
+
+    With `response` only of the one of this number, which failed; those before it are heard on.
+    """
+
+    response: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -258,8 +258,8 @@ class LiveSession:
                     self._start(self._count(effect))
                 case Stop():
                     self._stop_response()
-                case Hush():
-                    self._hush()
+                case Hush(number):
+                    self._hush(number)
                 case Warm() | Condense() | StopAsides():
                     self._see_to_aside(effect)
                 case Dropped(tokens):
@@ -301,9 +301,13 @@ class LiveSession:
             self._responder.cancel()
         self._workplace.changed(self)
 
-    def _hush(self) -> None:
-        if self._speaking is not None:
+    def _hush(self, number: int | None = None) -> None:
+        if self._speaking is None:
+            return
+        if number is None:
             self._speaking.hush()
+        else:
+            self._speaking.drop(number)
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
         """Work for a turn, which nothing else may hold up."""
@@ -338,12 +342,10 @@ class LiveSession:
             self._log_response(effect, "cancelled", self._last_answer())
             raise
         except FastTalkError as error:
-            self._hush()
             self._log_response(effect, error.code, "", reason=error.message)
             effects = session.failed(number, error, monotonic())
         except Exception:  # noqa: BLE001
             # The owner of the response: a bug of ours must end it by an error, not by a hung client.
-            self._hush()
             _log.exception("response_crashed")
             crash = InternalError("the service failed; the message was not answered, send it again")
             effects = session.failed(number, crash, monotonic())

@@ -43,8 +43,8 @@ class SpeechDesk:
 class Speaking:
     """Speaks the responses of one session, one after the other.
 
-    `begin` and `finish` enclose a generation; `hush` ends all at once. `tell` is told of a failure that costs the
-    response its sound. Tasks are made by `spawn`.
+    `begin` and `finish` enclose a generation; `hush` ends all at once, `drop` one response that failed. `tell` is told
+    of a failure that costs the response its sound. Tasks are made by `spawn`.
     """
 
     __slots__ = (
@@ -134,6 +134,14 @@ class Speaking:
         self._forwarder.hush()
         if self._desk.hook is not None:
             self._desk.hook.drop(self._session_id)
+
+    def drop(self, number: int) -> None:
+        """Speak no more of this response, the newest; those before it are heard on."""
+        self._chunker = None
+        self._cancel_due()
+        self._forwarder.drop(number)
+        if self._desk.hook is not None:
+            self._desk.hook.drop(self._session_id, turn=number)
 
     # Of the forwarder
 

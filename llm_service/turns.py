@@ -226,7 +226,8 @@ class Turns:
         self._heard.undo(response)
         self._conversation.rollback()
         self.counters.turns -= 1
-        return [self._error(error, id=response.id, terminal=True), *self._settle(), *self._next(now)]
+        silenced: list[Effect] = [] if response.choices.speech is None else [Hush(response.number)]
+        return [*silenced, self._error(error, id=response.id, terminal=True), *self._settle(), *self._next(now)]
 
     def overdue(self, now: float) -> list[Effect]:
         """Fail the response whose tool results do not come."""

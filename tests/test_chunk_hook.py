@@ -16,9 +16,9 @@ class Heard:
         self.registry = CollectorRegistry()
         self.hook = ChunkHook(on_chunk, SpeechMetrics(self.registry))
 
-    def offer(self, *numbers: int, session: str = "one") -> None:
+    def offer(self, *numbers: int, session: str = "one", turn: int = 1) -> None:
         for number in numbers:
-            self.hook.offer(Utterance(text=f"chunk {number}", id=number, session_id=session))
+            self.hook.offer(Utterance(text=f"chunk {number}", id=number, session_id=session, turn=turn))
 
     def dropped(self) -> float:
         return self.registry.get_sample_value("fasttalk_speech_hook_drops_total") or 0.0
@@ -155,6 +155,8 @@ async def test_what_nobody_listens_to_is_dropped() -> None:
     heard.hook.drop("one")
     heard.hook.drop("nobody")
     heard.offer(3)
+    heard.offer(4, turn=2)
+    heard.hook.drop("one", turn=2)
     go_on.set()
     await heard.until_called()
 

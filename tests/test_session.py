@@ -1208,6 +1208,18 @@ class TestSpeech:
 
         assert Hush() not in session.receive(UserMessage(text="And then?"), 4.0)
 
+    def test_what_failed_is_spoken_no_more(self) -> None:
+        """Whatever undoes a turn ends its sound, and no other's, before the error is told: missing tool results too."""
+        session = _session()
+        session.receive(StartSession(config=SPOKEN.model_copy(update={"tools": TOOLS})), 0.0)
+        session.receive(UserMessage(text="Hello"), 1.0)
+        session.finished(1, Finish("tool_calls", Usage(10, 4), CALLS[:1]), 3.0)
+        overdue = session.overdue(1000.0)
+        session.receive(UserMessage(text="Hello"), 1001.0)
+
+        assert Hush(1) == overdue[0]
+        assert Hush(2) == session.failed(2, EngineTimeout("late"), 1002.0)[0]
+
     def test_interrupting_the_sound_cuts_what_was_not_heard(self) -> None:
         """Under `interrupt` a message within the sound of a whole answer is what a cancel and a message are."""
         session, number = _speaking(on_busy="interrupt")

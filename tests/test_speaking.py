@@ -16,7 +16,7 @@ from websockets.exceptions import ConnectionClosed
 from llm_service.audio_frames import read_frame
 from llm_service.chunk_hook import OnChunk
 from llm_service.engines.scripted import Fault, ScriptedEngine
-from llm_service.errors import GenerationFailed
+from llm_service.errors import ContextOverflow, GenerationFailed
 from llm_service.events import Audio
 from llm_service.sentences import Chunker
 from llm_service.speech import endpoints
@@ -575,6 +575,29 @@ async def test_a_queued_message_waits_for_no_silence(tts: FakeServer) -> None:
     assert ANSWER + ANSWER == heard.text
     assert spoken == sorted(spoken)
     assert {chunk["id"] for chunk in heard.chunks} == set(spoken)
+
+
+@pytest.mark.parametrize("error", [GenerationFailed("gone"), ContextOverflow("too long")], ids=lambda error: error.code)
+async def test_a_queued_answer_that_fails_silences_no_other(tts: FakeServer, error: Any) -> None:
+    """The answer before it is heard to its end; so is one that is tried again with less of the history."""
+    slow = tts.answer = Slow(pieces=10)
+    scripted = engine(rate=5000.0)
+    async with speaking(tts, scripted) as live, live.connect() as socket:
+        await start(socket, speech=SPEECH, events=["chunk", "audio"], on_busy="queue")
+        await send(socket, "user_message", text="One")
+        heard = await until_sound(socket)
+        async with asyncio.timeout(10):
+            while not heard.terminal:
+                heard.take(await socket.recv())
+            assert slow.running
+            scripted.faults.append(Fault(error=error))
+            heard.terminal = {}
+            await send(socket, "user_message", text="Two")
+            while not heard.whole:
+                heard.take(await socket.recv())
+
+    assert ("error" if isinstance(error, GenerationFailed) else "response_complete") == heard.terminal["type"]
+    assert [1, 2, 3] == [audio.chunk for audio in heard.audio if audio.last][:3]
 
 
 @pytest.mark.parametrize("order", [("played", "cancel"), ("cancel", "played"), ("played",)], ids="-".join)

@@ -79,6 +79,7 @@ class Forwarder:
         self._heard_until = 0.0
         self._tempo = endpoints.tempo.successor()
         self._speaks, self._began = False, 0.0  # a chunk is being made, since then
+        self._begun_turn = 0  # of the chunk that was begun last
         self._failed_turn = 0
 
     def __repr__(self) -> str:
@@ -128,6 +129,13 @@ class Forwarder:
             self._worker.cancel()
             self._worker = None
 
+    def drop(self, turn: int) -> None:
+        """Speak no more of this turn, the newest; what is spoken or waits of those before it stays."""
+        if turn == self._begun_turn:
+            self.hush()  # nothing but this turn is left
+        else:
+            self._drop_waiting(turn)
+
     def ready(self) -> None:
         """Give what was held: the client takes more."""
         while self._held and self._outlet.give(self._held[0]):
@@ -143,6 +151,7 @@ class Forwarder:
                 break  # it was given up meanwhile
             utterance, audio = self._waiting.popleft()
             self._speaks, self._began = True, self._clock()
+            self._begun_turn = utterance.turn
             await self._speak(utterance, audio)
             if hushes != self._hushes:
                 return
@@ -206,11 +215,14 @@ class Forwarder:
         if turn == self._failed_turn:
             return
         self._failed_turn = turn
+        self._drop_waiting(turn)
+        self._outlet.failed(error)
+
+    def _drop_waiting(self, turn: int) -> None:
         dropped = sum(len(utterance.text) for utterance, _ in self._waiting if utterance.turn == turn)
         self._metrics.unspoken.inc(dropped)
         self._unheard -= dropped
         self._waiting = deque(each for each in self._waiting if each[0].turn != turn)
-        self._outlet.failed(error)
 
 
 def _piece(utterance: Utterance, sample_rate: int | None, data: bytes) -> Audio:

@@ -219,6 +219,34 @@ async def test_nothing_is_ahead_of_a_silenced_client() -> None:
     assert [1, 2] == [utterance.id for utterance in fake.asked]
 
 
+async def test_of_a_turn_that_is_dropped_nothing_more_is_heard() -> None:
+    """What waits of it goes while the one before is spoken to its end; what is spoken of it is aborted."""
+    fake = Fake(parts=(a_wav(1.01),))
+    async with bench(fake, max_ahead=1.0) as b:
+        b.say(1)
+        b.say(2)
+        b.say(3, "Bye.", turn=2)
+        while b.listener.chunks < 1:
+            await asyncio.sleep(0)
+        b.forwarder.drop(2)
+        b.now += 2.0
+        await b.until_idle()
+        assert [1, 2] == [utterance.id for utterance in fake.asked]
+        assert 4.0 == b.unspoken()
+
+        fake.hangs, b.now = True, b.now + 2.0
+        b.say(4, turn=3)
+        while len(fake.asked) < 3:
+            await asyncio.sleep(0)
+        b.say(5, turn=3)
+        b.forwarder.drop(3)
+        await b.until_idle()
+
+    assert 1 == fake.aborted
+    assert [1, 2, 4] == [utterance.id for utterance in fake.asked]
+    assert not b.forwarder.busy
+
+
 @pytest.mark.parametrize("at", range(4))
 async def test_a_failure_costs_the_response_its_sound_once(at: int) -> None:
     """Whichever chunk fails, one error is told, the rest of that response is silent, and the next is spoken again."""
