@@ -137,7 +137,10 @@ class WavReader:
         if swap:
             samples.byteswap()
         first = samples[:: self._channels]
-        made = array("h", [round(32767 * min(max(each, -1.0), 1.0)) for each in first] if self._float else first)
+        try:
+            made = array("h", [round(32767 * min(max(each, -1.0), 1.0)) for each in first] if self._float else first)
+        except ValueError:
+            raise SpeechFailed("the TTS sent a WAV whose samples are no numbers") from None
         if swap:
             made.byteswap()
         return made.tobytes()

@@ -24,7 +24,8 @@ from llm_service.speech.reaching import reach
 
 MAX_FILE_BYTES = 16_777_216
 _MAX_MESSAGE_BYTES = 65_536
-_CLOSE_SECONDS = 1.0
+# It reads nothing while it speaks for somebody else, and the sound waits for its goodbye.
+_CLOSE_SECONDS = 0.1
 # The path is the TTS's word; of it nothing but the last part is used, and that must be a plain name.
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}")
 

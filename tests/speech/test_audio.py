@@ -80,6 +80,7 @@ def test_of_two_channels_the_first_is_heard() -> None:
         riff(fmt(rate=1), SAMPLES),
         riff(fmt(channels=0), SAMPLES),
         riff(b"", SAMPLES),
+        riff(fmt(kind=3, bits=32), struct.pack("<f", float("nan"))),
         b"RIFF\0\0\0\0AVI " + SAMPLES,
         b"RIFF\0\0\0\0WAVE" + b"JUNK\xff\xff\xff\x0f" + bytes(70_000),
     ],

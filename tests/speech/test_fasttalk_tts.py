@@ -154,6 +154,22 @@ async def test_redirects_are_not_followed(tmp_path: Path) -> None:
     assert [] == double.requests
 
 
+async def test_its_goodbye_is_hardly_waited_for(tmp_path: Path) -> None:
+    """It speaks for the next client in its event loop, and reads nothing meanwhile: the file is there already."""
+    (tmp_path / "1.wav").write_bytes(doubles.a_wav())
+
+    async def answer(socket: ServerConnection) -> None:
+        await socket.recv()
+        await socket.send('{"status": "ok", "file": "output/1.wav"}')
+        socket.transport.pause_reading()
+        await socket.wait_closed()
+
+    async with serve(answer, "127.0.0.1", 0, close_timeout=0.01) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        async with asyncio.timeout(0.9):
+            assert doubles.a_wav() == await spoken(synthesizer(f"ws://127.0.0.1:{port}", tmp_path))
+
+
 @pytest.mark.parametrize("said", ["[" * 60_000, "{", "[]", '{"status": 1}', b"\xff"])
 async def test_what_is_not_its_protocol_is_a_failure(tmp_path: Path, said: str | bytes) -> None:
     """One of the TTS, which the next one can mend: not of the service."""
