@@ -85,7 +85,7 @@ class ChunkHook:
             if task is not None and task.cancelling():
                 raise
             self._failed(error)  # it waited for something that somebody else cancelled
-        except Exception as error:  # noqa: BLE001 - whatever a stranger's function raises
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a stranger's function raises
             self._failed(error)
 
     def _failed(self, error: BaseException) -> None:

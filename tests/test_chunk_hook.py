@@ -46,13 +46,14 @@ async def test_chunks_come_in_order(waits: bool) -> None:
     assert 0 == heard.dropped()
 
 
-async def test_what_it_raises_hurts_nobody() -> None:
-    """The next chunk is offered all the same."""
+@pytest.mark.parametrize("error", [ValueError, SystemExit])
+async def test_what_it_raises_hurts_nobody(error: type[BaseException]) -> None:
+    """The next chunk is offered all the same, and the service does not end by what the hook would end by."""
     got: list[int] = []
 
     def fails(chunk: Utterance) -> None:
         got.append(chunk.id)
-        raise ValueError(chunk.text)
+        raise error(chunk.text)
 
     heard = Heard(fails)
     heard.offer(1, 2)
