@@ -49,7 +49,8 @@ async def test_from_start_to_stop() -> None:
     assert ("starting", False) == (service.state, service.ready)
     async with service:
         assert ("ready", True) == (service.state, service.ready)
-        assert 2 == len(asyncio.all_tasks() - before)
+        # Of the engine's health, of the connections, of the store.
+        assert 3 == len(asyncio.all_tasks() - before)
     assert ("stopped", False, True) == (service.state, service.ready, engine.closed)
     assert before == asyncio.all_tasks()
 
