@@ -165,7 +165,8 @@ class LiveSession:
     def detach(self) -> None:
         """Speak to nobody for now: what is said waits."""
         self._listener = None
-        self._hush()
+        if self._speaking is not None:
+            self._speaking.mute()
         self.outbox.detach()
 
     def resume(self, listener: Listener, event: StartSession, now: float, *, greeted: bool) -> bool:
@@ -397,13 +398,13 @@ class LiveSession:
 
     def _sayer(self, number: int) -> Callable[[str], None]:
         """Return what sends a response's text on: the outbox alone, unless it is spoken."""
-        how = self.session.speech
-        if how is None or self._listener is None:
+        how, muted = self.session.speech, self._listener is None
+        if how is None or (muted and not how.chunks):
             return self.outbox.say
         if self._speaking is None:
             tell = self._tell
             self._speaking = Speaking(self.session, self.outbox, self._workplace.speech, self._spawn, tell)
-        return self._speaking.begin(number, how)
+        return self._speaking.begin(number, how, muted=muted)
 
     def _tell(self, error: FastTalkError) -> None:
         self.carry_out(self.session.tell(error))

@@ -43,8 +43,8 @@ class SpeechDesk:
 class Speaking:
     """Speaks the responses of one session, one after the other.
 
-    `begin` and `finish` enclose a generation; `hush` ends all at once, `drop` one response that failed. `tell` is told
-    of a failure that costs the response its sound. Tasks are made by `spawn`.
+    `begin` and `finish` enclose a generation; `hush` ends all at once, `mute` the sound alone, `drop` one response that
+    failed. `tell` is told of a failure that costs the response its sound. Tasks are made by `spawn`.
     """
 
     __slots__ = (
@@ -55,6 +55,7 @@ class Speaking:
         "_forwarder",
         "_heard",
         "_how",
+        "_muted",
         "_number",
         "_outbox",
         "_session",
@@ -81,6 +82,7 @@ class Speaking:
         self._started = 0.0
         self._first = 0  # the id of the response's first chunk that is for the ear; 0: it has none yet
         self._heard = True  # sound of it has been sent
+        self._muted = False  # its client was away: it is told of the chunks, and nothing is spoken
         self._due: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
@@ -96,8 +98,9 @@ class Speaking:
         """Whether the client still hears something, or will, as far as can be told from here."""
         return self._forwarder.busy or self._forwarder.ahead > 0
 
-    def begin(self, number: int, how: SpeechChoices) -> Callable[[str], None]:
-        """Speak this response; returns what sends its text on, and cuts it meanwhile."""
+    def begin(self, number: int, how: SpeechChoices, *, muted: bool = False) -> Callable[[str], None]:
+        """Speak this response, or only cut it; returns what sends its text on meanwhile."""
+        self._muted = muted
         if number != self._number:
             self._number, self._started = number, monotonic()
             self._first, self._heard = 0, False
@@ -135,6 +138,13 @@ class Speaking:
         if self._desk.hook is not None:
             self._desk.hook.drop(self._session_id)
 
+    def mute(self) -> None:
+        """Do as `hush` does for a client that is gone, but cut on: it may come back to be told of the chunks."""
+        chunker = self._chunker
+        self.hush()
+        if self._how is not None and self._how.chunks:
+            self._chunker, self._muted = chunker, True
+
     def drop(self, number: int) -> None:
         """Speak no more of this response, the newest; those before it are heard on."""
         self._chunker = None
@@ -168,7 +178,8 @@ class Speaking:
 
     def _supply(self) -> Supply | None:
         """What the client has yet to hear; None where it hears nothing from here."""
-        return self._forwarder.supply if self._how is not None and self._how.audio else None
+        heard_here = self._how is not None and self._how.audio and not self._muted
+        return self._forwarder.supply if heard_here else None
 
     def _give_due(self) -> None:
         self._due = None
@@ -223,6 +234,8 @@ class Speaking:
     def _say(self, utterance: Utterance) -> None:
         how, desk = self._how, self._desk
         assert how is not None
+        if self._muted:
+            return
         if desk.hook is not None and utterance.id:
             desk.hook.offer(utterance)
         # What has no text is of interest to a webhook alone, and only if it is the end.

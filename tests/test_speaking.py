@@ -955,6 +955,31 @@ async def test_who_comes_back_gets_the_text_and_no_sound(tts: FakeServer) -> Non
     assert all(doubles.samples() == again.sound(chunk["id"]) for chunk in again.chunks)
 
 
+@pytest.mark.parametrize("events", [("chunk",), ("chunk", "audio")])
+@pytest.mark.parametrize("questions", [1, 2])
+async def test_who_comes_back_is_told_of_every_chunk(tts: FakeServer, events: tuple[str, ...], questions: int) -> None:
+    """Chunks go on while nobody listens, of an answer that begins then as well: their spans are the whole answers."""
+    async with speaking(tts, engine(rate=60.0)) as live:
+        heard, ends = Heard(), 0
+        async with live.connect() as socket:
+            started = await start(socket, speech=SPEECH, events=list(events), on_busy="queue")
+            for _ in range(questions):
+                await send(socket, "user_message", text="Hello")
+            while not heard.chunks:
+                heard.take(await socket.recv())
+            socket.transport.abort()
+        async with live.connect() as socket, asyncio.timeout(20):
+            await send(socket, "start_session", session_id=started["session_id"], last_seq=heard.last_seq)
+            assert (await receive(socket))["resumed"]
+            while ends < questions:
+                heard.take(await socket.recv())
+                ends += heard.order[-1] == "response_complete"
+
+    spans = [(chunk["start"], chunk["end"]) for chunk in heard.chunks]
+    assert questions * ANSWER == heard.text == "".join(ANSWER[start:end] for start, end in spans)
+    assert questions == [start for start, _ in spans].count(0)
+
+
 @pytest.mark.espeak
 async def test_espeak_speaks(espeak_program: str) -> None:
     """The voice of this machine, from a user's message to sound."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import shutil
 from collections.abc import AsyncGenerator
 
@@ -16,6 +17,7 @@ WORDS_PER_MINUTE = 175
 SLOWEST, FASTEST = 80, 450
 
 _READ_BYTES = 16_384
+_BRACKETS = re.compile(r"\[(?=\[)")
 
 
 class EspeakSynthesizer:
@@ -44,7 +46,8 @@ class EspeakSynthesizer:
             assert process.stdin is not None
             assert process.stdout is not None
             with contextlib.suppress(ConnectionError):  # it ended first: its status says why
-                process.stdin.write(utterance.text.encode())
+                # Between double brackets it would read phonemes.
+                process.stdin.write(_BRACKETS.sub("[ ", utterance.text).encode())
                 process.stdin.close()
             try:
                 while True:

@@ -48,6 +48,15 @@ async def test_markup_and_options_are_text(espeak_program: str) -> None:
     assert len(data) > 10_000
 
 
+@pytest.mark.espeak
+async def test_brackets_hold_no_phonemes(espeak_program: str) -> None:
+    """What stands between double brackets is read as it is anywhere else, however many there are."""
+    espeak = EspeakSynthesizer(voice="", silence=10.0, program=espeak_program)
+
+    for bracketed, apart in (("[[the end]]", "[ [the end]]"), ("[[[the end]]]", "[ [ [the end]]]")):
+        assert await rendered(espeak, apart, format="pcm") == await rendered(espeak, bracketed, format="pcm")
+
+
 def script(folder: Path, text: str) -> str:
     path = folder / "fake-espeak"
     path.write_text(f"#!/bin/sh\n{text}\n")
