@@ -462,8 +462,8 @@ class Conversation:
         head = self._head
         if head.tokens is None:
             # Both were estimated alike, so both were wrong by the same factor.
-            said = turn.tokens + sum(self._step_size(step)[0] for step in turn.steps)
-            head.tokens = max(0, usage.prompt_tokens - before) * head.likely // (head.likely + said)
+            likely, said = head.likely, turn.tokens + sum(self._step_size(step)[0] for step in turn.steps)
+            head.tokens = max(0, usage.prompt_tokens - before) * likely // (likely + said)
         turn.counted = True
         turn.tokens = usage.prompt_tokens - before - head.tokens
         if turn.tokens < 0:

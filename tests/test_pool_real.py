@@ -35,6 +35,14 @@ async def serving(*specs: dict[str, object], model: str = "small") -> AsyncGener
         yield live
 
 
+def serving_both(one: LlamaServer, other: LlamaServer) -> contextlib.AbstractAsyncContextManager[Live]:
+    """Run the service with two of one kind."""
+    return serving(
+        {"name": "one", "provider": "openai", "url": one.url},
+        {"name": "other", "provider": "openai", "url": other.url},
+    )
+
+
 async def some_words(socket: ClientConnection, count: int) -> str:
     """Receive the first tokens of an answer."""
     text = ""
@@ -50,10 +58,7 @@ async def test_a_llama_server_that_is_killed(two_llama_servers: tuple[LlamaServe
     """By kill -9 after ten words: the client gets the rest from the other; both say what one would have."""
     one, other = two_llama_servers
     async with (
-        serving(
-            {"name": "one", "provider": "openai", "url": one.url},
-            {"name": "other", "provider": "openai", "url": other.url},
-        ) as live,
+        serving_both(one, other) as live,
         live.connect() as socket,
     ):
         await start(socket, **GREEDY)
@@ -98,10 +103,7 @@ async def test_a_llama_server_that_freezes(
     monkeypatch.setattr("llm_service.engine_health.INTERVAL", 0.5)
     one, other = two_llama_servers
     async with (
-        serving(
-            {"name": "one", "provider": "openai", "url": one.url},
-            {"name": "other", "provider": "openai", "url": other.url},
-        ) as live,
+        serving_both(one, other) as live,
         live.connect() as socket,
     ):
         await start(socket, temperature=0.0, max_tokens=5)

@@ -1135,6 +1135,14 @@ def _speaking(**config: Any) -> tuple[Session, int]:
     return session, session.running
 
 
+def _spoken(**config: Any) -> Session:
+    """The same with the answer, the session's first, whole and cut into one chunk."""
+    session, number = _speaking(**config)
+    session.cut(number, BOLD)
+    session.finished(number, STOPPED, 3.0)
+    return session
+
+
 class TestSpeech:
     def test_chunks_are_numbered_through_the_session(self) -> None:
         """No two chunks of a session share an id, and spans count from the beginning of the answer."""
@@ -1194,17 +1202,13 @@ class TestSpeech:
     @pytest.mark.parametrize("event", [Cancel(), EndSession(), StartSession(), UserMessage(text="Stop")])
     def test_whoever_speaks_stops_what_is_heard_of_a_whole_answer(self, event: events.ClientMessage) -> None:
         """The text is over and its sound is not: a barge-in of any kind is silence."""
-        session, number = _speaking()
-        session.cut(number, BOLD)
-        session.finished(number, STOPPED, 3.0)
+        session = _spoken()
 
         assert Hush() in session.receive(event, 4.0)
 
     def test_under_queue_nobody_is_interrupted(self) -> None:
         """A message that waits for the text's end waits behind the sound, too."""
-        session, number = _speaking(on_busy="queue")
-        session.cut(number, BOLD)
-        session.finished(number, STOPPED, 3.0)
+        session = _spoken(on_busy="queue")
 
         assert Hush() not in session.receive(UserMessage(text="And then?"), 4.0)
 
@@ -1222,9 +1226,7 @@ class TestSpeech:
 
     def test_interrupting_the_sound_cuts_what_was_not_heard(self) -> None:
         """Under `interrupt` a message within the sound of a whole answer is what a cancel and a message are."""
-        session, number = _speaking(on_busy="interrupt")
-        session.cut(number, BOLD)
-        session.finished(number, STOPPED, 3.0)
+        session = _spoken(on_busy="interrupt")
         session.receive(Played(chunk=1, chars=8), 4.0)
 
         *_, ask = session.receive(UserMessage(text="Stop"), 5.0)
@@ -1237,9 +1239,7 @@ class TestSpeech:
     )
     def test_speaking_over_the_sound_is_an_interruption(self, sounds: bool, kept: str) -> None:
         """Without `on_busy` a message stops the sound: if it is not over, the answer ends where it was heard."""
-        session, number = _speaking()
-        session.cut(number, BOLD)
-        session.finished(number, STOPPED, 3.0)
+        session = _spoken()
         session.receive(Played(chunk=1, chars=8), 4.0)
 
         *_, ask = session.receive(UserMessage(text="Stop"), 5.0, sounds=sounds)
@@ -1249,9 +1249,7 @@ class TestSpeech:
 
     def test_under_queue_the_sound_is_not_interrupted(self) -> None:
         """The next answer is heard behind this one, of which nothing is cut."""
-        session, number = _speaking(on_busy="queue")
-        session.cut(number, BOLD)
-        session.finished(number, STOPPED, 3.0)
+        session = _spoken(on_busy="queue")
         session.receive(Played(chunk=1, chars=8), 4.0)
 
         *_, ask = session.receive(UserMessage(text="And then?"), 5.0, sounds=True)
@@ -1261,11 +1259,9 @@ class TestSpeech:
 
     def test_an_answer_behind_the_one_that_is_heard_is_interrupted_with_it(self) -> None:
         """Under `queue`: the one that sounds ends where it was heard, and of the one behind it nothing was."""
-        session, number = _speaking(on_busy="queue")
-        session.cut(number, BOLD)
-        session.finished(number, STOPPED, 3.0)
+        session = _spoken(on_busy="queue")
         session.receive(UserMessage(text="And then?"), 4.0, sounds=True)
-        say(session, number + 1, Delta("Then this."), 4.5)
+        say(session, 2, Delta("Then this."), 4.5)
         assert [] == session.receive(Played(chunk=1, chars=8), 5.0)
         assert [("Hello", "**Good** morning.", False)] == _history(session)
         session.receive(Cancel(), 6.0)
@@ -1276,13 +1272,11 @@ class TestSpeech:
 
     def test_answers_that_are_both_whole_end_at_one_place(self) -> None:
         """Under `queue` a cancel may stop the sound of an answer that another, whole as well, lies behind."""
-        session, number = _speaking(on_busy="queue")
-        session.cut(number, BOLD)
-        session.finished(number, STOPPED, 3.0)
+        session = _spoken(on_busy="queue")
         session.receive(UserMessage(text="And then?"), 4.0, sounds=True)
-        say(session, number + 1, Delta("**Good** morning."), 4.5)
-        session.cut(number + 1, BOLD)
-        session.finished(number + 1, STOPPED, 5.0)
+        say(session, 2, Delta("**Good** morning."), 4.5)
+        session.cut(2, BOLD)
+        session.finished(2, STOPPED, 5.0)
         session.receive(Played(chunk=1, chars=4), 5.0)
         session.receive(Cancel(), 6.0)
 
@@ -1293,12 +1287,10 @@ class TestSpeech:
     @pytest.mark.parametrize("sounds", [True, False])
     def test_what_sounds_no_more_was_heard(self, sounds: bool) -> None:
         """A client need not tell of the last words: once no sound of ours is left, an answer is over."""
-        session, number = _speaking(on_busy="queue", events=["audio"])
-        session.cut(number, BOLD)
-        session.finished(number, STOPPED, 3.0)
+        session = _spoken(on_busy="queue", events=["audio"])
         session.receive(Played(chunk=1, chars=4), 3.5)
         session.receive(UserMessage(text="And then?"), 4.0, sounds=sounds)
-        say(session, number + 1, Delta("Then this."), 4.5)
+        say(session, 2, Delta("Then this."), 4.5)
         session.receive(Cancel(), 6.0)
 
         kept = [("Hello", "**Good", True), ("And then?", "", True)]

@@ -115,8 +115,7 @@ async def run(count: int, folder: Path) -> Outcome:
     outcome.figure(f"{barge_ins.done:,} barge-ins, {len(times):,} of them while the TTS was at it")
     outcome.none(int(not idle_again), "syntheses left running")
     stops.tell(outcome, times, _times(floor, tts), within, what="TTS left")
-    if floor.wrong or floor.hung:
-        outcome.note(f"the floor itself went wrong {floor.wrong} times, and hung {floor.hung} times")
+    stops.tell_floor(outcome, wrong=floor.wrong, hung=floor.hung)
     _tell(outcome, barge_ins)
     return outcome
 

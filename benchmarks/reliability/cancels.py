@@ -93,8 +93,7 @@ async def run(count: int, folder: Path) -> Outcome:
     outcome.figure(f"{len(cancels.at):,} cancels, {len(times):,} of them while the engine was at it")
     outcome.none(int(not idle_again), "answers left running") if idle_again else outcome.note("the engine still runs")
     stops.tell(outcome, times, _times(floor, given_up), within, what="engine freed")
-    if floor.wrong or floor.hung:
-        outcome.note(f"the floor itself went wrong {floor.wrong} times, and hung {floor.hung} times")
+    stops.tell_floor(outcome, wrong=floor.wrong, hung=floor.hung)
     outcome.figure(f"cancelled after {1000 * percentile(cancels.answered, 0.99):.1f} ms (p99)")
     outcome.none(cancels.wrong, "wrong texts or ends")
     outcome.none(cancels.hung, "hung")

@@ -47,6 +47,12 @@ def tell(outcome: Outcome, service: Sequence[float], floor: Sequence[float], wit
     outcome.least(within, _OWN_SHARE, f"{within:.1%} closed within {_OWN_MS:g} ms of the read of `cancel`")
 
 
+def tell_floor(outcome: Outcome, *, wrong: int, hung: int) -> None:
+    """Say what went wrong with the floor: then nothing can be compared with it."""
+    if wrong or hung:
+        outcome.note(f"the floor itself went wrong {wrong} times, and hung {hung} times")
+
+
 def within(service: Tested) -> float:
     """Return the share of stops that took 5 ms at most within the service, by its own metric."""
     stops = service.metric("fasttalk_stop_seconds_count")
