@@ -75,6 +75,7 @@ LEVELS = {
     "engine_health": 2,
     "metering": 2,
     "engines.ollama": 2,
+    "engines.answer": 1,
     "engines.ollama_answer": 1,
     "engines.ollama_errors": 1,
     "engines.openai": 2,

@@ -1,17 +1,15 @@
 """The stream of one answer of Ollama's: bytes in, deltas and the end out."""
 
 from collections.abc import Iterable, Iterator
-from time import monotonic
 
 import msgspec
 
+from llm_service.engines.answer import AnswerReader
 from llm_service.engines.ndjson import LineBuffer
 from llm_service.engines.ollama_errors import stream_error, without_said
 from llm_service.engines.refusals import UNREADABLE, error_fields
-from llm_service.engines.think_tags import ThinkTags
-from llm_service.engines.tool_calls import ToolCalls
 from llm_service.errors import GenerationFailed
-from llm_service.generation import Delta, Finish, Sink, TakeDelta, Usage
+from llm_service.generation import Delta, Finish, Sink, Usage
 
 _LINE_END = ord("\n")
 
@@ -54,27 +52,14 @@ _decode_lines = msgspec.json.Decoder(_Line).decode_lines
 _decode_last_lines = msgspec.json.Decoder(_Last).decode_lines
 
 
-class Answer:
+class Answer(AnswerReader):
     """Reads one answer: bytes in, deltas out to `sink`, and the end."""
 
-    __slots__ = (
-        "_calls",
-        "_label",
-        "_last",
-        "_lines",
-        "_sink",
-        "_tags",
-        "_take",
-    )
+    __slots__ = ("_last", "_lines")
 
     def __init__(self, label: str, sink: Sink, *, begun: bool = False) -> None:
-        self._label = label
-        self._sink = sink
-        # The rest of an answer begins with what it begins with, be it space.
-        self._tags: ThinkTags | None = None if begun else ThinkTags(sink.take, self._settle)
-        self._take: TakeDelta = sink.take if self._tags is None else self._tags.take
+        super().__init__(label, sink, begun=begun)
         self._lines = LineBuffer()
-        self._calls: ToolCalls | None = None
         self._last: _Last | None = None
 
     def feed(self, data: bytes) -> bool:
@@ -106,29 +91,19 @@ class Answer:
         """Return how the answer ended; call it when the stream is over."""
         if self._last is None:
             self.feed(b"\n")  # the last line may lack its end
-        if self._tags is not None:
-            self._tags.end()
+        self._end_text()
         last = self._last
         if last is None:
             raise GenerationFailed(f"{self._label} broke off in the middle of its answer.")
-        cut = last.done_reason == "length"
-        if self._calls is not None:
-            return Finish("tool_calls", _usage(last), self._calls.whole(cut=cut))
-        return Finish("length" if cut else "stop", _usage(last))
-
-    def _settle(self) -> None:
-        self._take = self._sink.take
-        self._tags = None
+        return self._whole(_usage(last), cut=last.done_reason == "length")
 
     def _call(self, calls: list[_Call]) -> None:
-        self._sink.progress_at = monotonic()
-        if self._calls is None:
-            self._calls = ToolCalls(self._label)
+        joined = self._calling()
         for call in calls:
             # What is not UTF-8 is no JSON, and found out when the call is read.
             arguments = bytes(call.function.arguments).decode(errors="replace")
             # Each is whole, and so a call of its own even where it has no name.
-            self._calls.add(self._calls.count, call.id, call.function.name, arguments)
+            joined.add(joined.count, call.id, call.function.name, arguments)
 
     def _read_last(self, lines: bytes) -> _Last:
         try:

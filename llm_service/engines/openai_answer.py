@@ -6,12 +6,11 @@ from time import monotonic
 
 import msgspec
 
+from llm_service.engines.answer import AnswerReader
 from llm_service.engines.refusals import UNREADABLE, Refusal, error_fields
 from llm_service.engines.sse import SSEDecoder
-from llm_service.engines.think_tags import ThinkTags
-from llm_service.engines.tool_calls import ToolCalls
 from llm_service.errors import EngineRejected, FastTalkError, GenerationFailed
-from llm_service.generation import Delta, Finish, Sink, TakeDelta, Usage
+from llm_service.generation import Delta, Finish, Sink, Usage
 
 # Seconds for the usage and the stream's end to follow the word that the answer is over.
 USAGE_SECONDS = 1.0
@@ -73,24 +72,13 @@ class _Chunk(msgspec.Struct):
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 
 
-class Answer:
+class Answer(AnswerReader):
     """Reads one answer: bytes in, deltas out to `sink`, and the end. `refused` makes the error of an error event.
 
     `limit` is around the reading of the stream: it is set once the answer is over.
     """
 
-    __slots__ = (
-        "_calls",
-        "_events",
-        "_label",
-        "_limit",
-        "_reason",
-        "_refused",
-        "_sink",
-        "_tags",
-        "_take",
-        "_usage",
-    )
+    __slots__ = ("_events", "_limit", "_reason", "_refused", "_usage")
 
     def __init__(
         self,
@@ -101,15 +89,10 @@ class Answer:
         *,
         begun: bool = False,
     ) -> None:
-        self._label = label
+        super().__init__(label, sink, begun=begun)
         self._limit = limit
         self._refused = refused
-        self._sink = sink
-        # The rest of an answer begins with what it begins with, be it space.
-        self._tags: ThinkTags | None = None if begun else ThinkTags(sink.take, self._settle)
-        self._take: TakeDelta = sink.take if self._tags is None else self._tags.take
         self._events = SSEDecoder()
-        self._calls: ToolCalls | None = None
         self._reason = ""
         self._usage: Usage | None = None
 
@@ -128,29 +111,19 @@ class Answer:
 
     def end(self) -> Finish:
         """Return how the answer ended; call it when the stream is over."""
-        if self._tags is not None:
-            self._tags.end()
+        self._end_text()
         if not self._reason:
             raise GenerationFailed(f"{self._label} broke off in the middle of its answer.")
         if self._reason == "content_filter":
             # What the filter withheld is missing from the text: an answer that is not whole is not one.
             raise EngineRejected(f"{self._label} withheld the rest of the answer: its content filter stepped in.")
-        cut = self._reason == "length"
-        if self._calls is not None:
-            return Finish("tool_calls", self._usage, self._calls.whole(cut=cut))
-        return Finish("length" if cut else "stop", self._usage)
-
-    def _settle(self) -> None:
-        self._take = self._sink.take
-        self._tags = None
+        return self._whole(self._usage, cut=self._reason == "length")
 
     def _call(self, parts: list[_CallPart]) -> None:
-        self._sink.progress_at = monotonic()
-        if self._calls is None:
-            self._calls = ToolCalls(self._label)
+        joined = self._calling()
         for part in parts:
             function = part.function or _Function()
-            self._calls.add(part.index, part.id or "", function.name or "", function.arguments or "")
+            joined.add(part.index, part.id or "", function.name or "", function.arguments or "")
 
     def _read(self, part: _Chunk) -> None:
         if part.usage is not None or part.timings is not None:
