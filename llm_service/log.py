@@ -20,14 +20,14 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from datetime import date
 from enum import Enum
-from functools import partial
+from functools import lru_cache
 from logging.handlers import RotatingFileHandler
 from pathlib import Path, PurePath
 from typing import Any, Final, Literal, cast
 from uuid import UUID
 
 import structlog
-from structlog.dev import KeyValueColumnFormatter
+from structlog.dev import Column, ColumnFormatter, ConsoleRenderer, KeyValueColumnFormatter
 from structlog.stdlib import ProcessorFormatter
 from structlog.typing import EventDict, ExcInfo, FilteringBoundLogger, Processor
 
@@ -35,6 +35,7 @@ from llm_service.errors import ConfigurationError, FastTalkError
 
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 Format = Literal["console", "json"]
+_Kind = Literal["plain", "text", "secret"]  # of a field, by its name
 
 TEXTS: Final = frozenset({"text", "data", "content", "messages", "prompt", "system_prompt", "delta", "answer"})
 SECRETS: Final = frozenset({"api_key", "api_keys", "authorization", "token", "password", "secret", "cookie"})
@@ -66,6 +67,8 @@ _UNSAFE: Final = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
     r"\U000e0000-\U000e007f]"
 )
+_SEPARATORS: Final = re.compile(r"[ =\"']")
+_to_json: Final = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make an encoder for each value
 
 
 def configure(level: Level, log_format: Format, path: str = "", *, log_prompts: bool = False, worker: int = 0) -> None:
@@ -169,11 +172,17 @@ class _Reader:
 
     def all(self, _: object, __: str, event_dict: EventDict) -> EventDict:
         """Redact every value but the exception, which `trace` reads."""
-        exc_info = event_dict.pop("exc_info", None)
-        line = {key: _guarded(partial(self._field, key, depth=0), value) for key, value in event_dict.items()}
-        for key in line.keys() & {"exception", "stack"}:  # these names belong to the renderers
-            line[f"{key}_"] = line.pop(key)
-        return line | {"exc_info": exc_info}
+        line: EventDict = {}
+        for name, value in event_dict.items():
+            try:
+                line[name] = self._field(_kind_of_field(name), value, 0)
+            except Exception:  # noqa: BLE001 - as in `_guarded`, which costs more than most fields
+                line[name] = _class(value)
+        for name in ("exception", "stack"):  # these names belong to the renderers
+            if name in line:
+                line[f"{name}_"] = line.pop(name)
+        line["exc_info"] = event_dict.get("exc_info")
+        return line
 
     def libraries(self, _: object, __: str, event_dict: EventDict) -> EventDict:
         """Put a library's message together: its first line, without queries of URLs and texts of exceptions."""
@@ -205,26 +214,29 @@ class _Reader:
         text = self._describe(value) if isinstance(value, BaseException) else str(_guarded(str, value))
         return text.partition("?")[0]
 
-    def _field(self, name: str, value: object, depth: int) -> object:
-        key = name.lower().replace("-", "_")
+    def _field(self, kind: _Kind, value: object, depth: int) -> object:
         if value is None:
             return None
-        if key in SECRETS or key.endswith(_SECRET_ENDINGS):
+        if kind == "secret":
             return STARS
-        return self._plain(value, depth) if self._reveal or key not in TEXTS else _length(value)
+        return self._plain(value, depth) if self._reveal or kind == "plain" else _length(value)
 
     def _plain(self, value: object, depth: int) -> object:
+        if isinstance(value, str):
+            return value
         if isinstance(value, float) and not math.isfinite(value):
             return str(value)  # JSON has no such numbers
         if isinstance(value, int) and value.bit_length() > 64:
             return f"<{value.bit_length()} bits>"  # Python refuses to print thousands of digits
-        if value is None or isinstance(value, (str, int, float)):
+        if value is None or isinstance(value, (int, float)):
             return value
         return self._structure(value, depth + 1) if depth < _DEPTH else "…"
 
     def _structure(self, value: object, depth: int) -> object:
         if isinstance(value, Mapping):
-            return {(name := str(self._plain(key, _DEPTH))): self._field(name, value[key], depth) for key in value}
+            return {
+                (name := str(self._plain(key, _DEPTH))): self._field(_kind(name), value[key], depth) for key in value
+            }
         if isinstance(value, (list, tuple, set, frozenset, deque)):
             return [self._plain(item, depth) for item in value]
         if isinstance(value, (PurePath, UUID, Enum, date)):
@@ -234,7 +246,7 @@ class _Reader:
         # Structs of msgspec and dataclasses
         names = getattr(value, "__struct_fields__", None) or getattr(value, "__dataclass_fields__", ())
         if names and not isinstance(value, type):
-            return {name: self._field(name, getattr(value, name, None), depth) for name in names}
+            return {name: self._field(_kind(name), getattr(value, name, None), depth) for name in names}
         return repr(value) if self._reveal else _length(value)
 
     def _describe(self, error: BaseException) -> str:
@@ -263,9 +275,23 @@ class _Reader:
         return found
 
 
+def _kind(name: str) -> _Kind:
+    key = name.lower().replace("-", "_")
+    if key in SECRETS or key.endswith(_SECRET_ENDINGS):
+        return "secret"
+    return "text" if key in TEXTS else "plain"
+
+
+_kind_of_field: Final = lru_cache(maxsize=256)(_kind)  # names at the top of an event are of our code, hence few
+
+
+def _class(value: object) -> str:
+    return f"<{type(value).__name__}>"
+
+
 def _length(value: object) -> str:
     if not isinstance(value, Collection):
-        return f"<{type(value).__name__}>"
+        return _class(value)
     unit = "characters" if isinstance(value, str) else "bytes" if isinstance(value, (bytes, bytearray)) else "items"
     return f"<{len(value)} {unit}>"
 
@@ -274,7 +300,7 @@ def _guarded(convert: Callable[[object], object], value: object) -> object:
     try:
         return convert(value)
     except Exception:  # noqa: BLE001 - whatever an object's own code does, the line is written
-        return f"<{type(value).__name__}>"
+        return _class(value)
 
 
 def _as_json(_: object, __: str, event_dict: EventDict) -> str:
@@ -282,11 +308,24 @@ def _as_json(_: object, __: str, event_dict: EventDict) -> str:
 
 
 def _console(colors: bool) -> list[Processor]:
-    renderer = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)
-    for column in renderer.columns:
-        if isinstance(column.formatter, KeyValueColumnFormatter):
-            column.formatter.value_repr = _quoted if column.key == "" else _visible
+    renderer = ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)
+    renderer.columns = [Column(column.key, _cheap(column)) for column in renderer.columns]
     return [_lines, renderer]
+
+
+def _cheap(column: Column) -> ColumnFormatter:
+    """Return what writes the same as structlog's own, which makes a StringIO for each value."""
+    own = column.formatter
+    if not isinstance(own, KeyValueColumnFormatter):
+        return own
+    show, width = _visible if column.key else _quoted, own.width
+    start = own.prefix and own.prefix + own.reset_style
+    end = own.reset_style + (own.postfix and own.postfix + own.reset_style)
+    if own.key_style is None:
+        start += own.value_style
+        return lambda _, value: f"{start}{show(value).ljust(width)}{end}"
+    start, middle = start + own.key_style, f"{own.reset_style}={own.value_style}"
+    return lambda key, value: f"{start}{key}{middle}{show(value).ljust(width)}{end}"
 
 
 def _lines(_: object, __: str, event_dict: EventDict) -> EventDict:
@@ -297,9 +336,13 @@ def _lines(_: object, __: str, event_dict: EventDict) -> EventDict:
 
 
 def _visible(value: object) -> str:
-    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), str(value))
+    text = str(value)
+    if text.isprintable():  # nothing of `_UNSAFE` is, and this is told faster
+        return text
+    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def _quoted(value: object) -> str:
-    simple = isinstance(value, str) and value != "" and not set(value) & set(" =\"'")
-    return _visible(value if simple else json.dumps(value, ensure_ascii=False))
+    if isinstance(value, str) and value and not _SEPARATORS.search(value):
+        return _visible(value)
+    return _visible(value if type(value) is int else _to_json(value))  # whose JSON is the same

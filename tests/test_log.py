@@ -202,6 +202,26 @@ def test_colours_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: 
     assert "\x1b[2J" not in written
 
 
+@pytest.mark.parametrize("colors", [False, True])
+def test_the_console_is_structlogs(colors: bool) -> None:
+    """Columns, widths and colours are those of structlog's renderer."""
+    line = {
+        "timestamp": "2026-01-01T00:00:00Z", "level": "info", "event": "response", "logger": "llm_service.x",
+        "logger_name": "x", "response": 3, "outcome": "stop",
+    }  # fmt: skip
+    stock = structlog.dev.ConsoleRenderer(colors=colors)
+    *_, renderer = log._console(colors)
+    for event in ("response", "", "an event that is longer than its column"):
+        assert renderer(None, "", line | {"event": event}) == stock(None, "", line | {"event": event})
+
+
+def test_nothing_unsafe_is_printable() -> None:
+    """What Python calls printable needs no search for what would steer a terminal."""
+    unsafe = log._UNSAFE.findall("".join(map(chr, range(sys.maxunicode + 1))))
+    assert len(unsafe) > 2000
+    assert not [char for char in unsafe if char.isprintable()]
+
+
 def test_texts_and_secrets_are_not_written(json_lines: Lines) -> None:
     """Texts show as lengths and secrets as stars, at every depth, in any writing of the key; None stays None."""
     ours().info(
