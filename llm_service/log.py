@@ -7,6 +7,9 @@ only where it is one of ours, because a library's may quote what it choked on. L
 the stars. The event itself is not looked into: it is a constant, never built from what somebody sent.
 
 No value can break a line or steer a terminal: JSON is ASCII, the console shows control characters escaped.
+
+Our own events are written at once, because most come from the event loop; those of libraries take the way of
+logging's records. One `_Form` for each output says what both look like.
 """
 
 import json
@@ -23,7 +26,7 @@ from enum import Enum
 from functools import lru_cache
 from logging.handlers import RotatingFileHandler
 from pathlib import Path, PurePath
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, NoReturn, cast
 from uuid import UUID
 
 import structlog
@@ -76,31 +79,32 @@ def configure(level: Level, log_format: Format, path: str = "", *, log_prompts: 
 
     Called once per process, before the first line; a second call replaces the first. `worker` above 0 gives
     each process of several its own file, because two that rotate one file lose lines. Libraries are heard
-    from INFO on, whatever the level: below it they write frames and headers, thus texts and keys.
+    from INFO on, whatever the level: below it they write frames and headers, thus texts and keys. Handlers of
+    others get what libraries log, and nothing of ours.
 
     Raises:
         ConfigurationError: nothing can be written to `path`; nothing has been changed then.
     """
-    handlers: list[_Output] = [_StandardError()]
+    outputs: list[_Output] = [_StandardError()]
     rendering: list[Processor] = _console(sys.stderr.isatty()) if log_format == "console" else [_as_json]
-    handlers[0].setFormatter(_formatter(rendering, log_prompts))
+    outputs[0].form = _Form(rendering, log_prompts)
     if path:
-        handlers.append(_open_file(Path(path), worker))
-        handlers[1].setFormatter(_formatter([_as_json], log_prompts))
+        outputs.append(_open_file(Path(path), worker))
+        outputs[1].form = _Form([_as_json], log_prompts)
     root = logging.getLogger()
-    for old in [handler for handler in root.handlers if isinstance(handler, _Output)]:
+    for old in _outputs():
         root.removeHandler(old)
         old.close()
-    for handler in handlers:
+    for output in outputs:
         # Levels alone don't do: uvicorn sets those of its loggers itself when it is told a log level.
-        handler.addFilter(lambda record: record.levelno >= logging.INFO or hasattr(record, "_logger"))
-        root.addHandler(handler)
+        output.addFilter(lambda record: record.levelno >= logging.INFO)
+        root.addHandler(output)
     number = logging.getLevelNamesMapping()[level]
     for name, least in _LEAST.items():
         logging.getLogger(name).setLevel(max(number, least))
     take_over(*_SELF_HANDLING)
     structlog.configure(
-        processors=[*_PREPARATION, ProcessorFormatter.wrap_for_formatter],
+        processors=[structlog.stdlib.filter_by_level, *_PREPARATION, _to_outputs],
         wrapper_class=structlog.make_filtering_bound_logger(level.lower()),
         logger_factory=structlog.stdlib.LoggerFactory(),
     )
@@ -121,24 +125,90 @@ def take_over(*names: str) -> None:
         logger.propagate = True
 
 
+class _Form:
+    """What a line looks like at one output, be it an event of ours or the record of a library."""
+
+    def __init__(self, rendering: list[Processor], log_prompts: bool) -> None:
+        reader = _Reader(log_prompts)
+        self._processors: list[Processor] = [
+            reader.all,
+            structlog.processors.ExceptionRenderer(reader.trace),
+            *rendering,
+        ]
+        self._formatter = ProcessorFormatter(
+            foreign_pre_chain=[*_PREPARATION, reader.libraries],
+            processors=[ProcessorFormatter.remove_processors_meta, *self._processors],
+            use_get_message=False,
+            pass_foreign_args=True,
+        )
+
+    def of_record(self, record: logging.LogRecord) -> str:
+        return self._formatter.format(record)
+
+    def of_event(self, event_dict: EventDict) -> str:
+        """Leave the event as it is: the other output reads it, too."""
+        line: Any = event_dict
+        for processor in self._processors:
+            line = processor(None, "", line)
+        return cast("str", line)
+
+
 class _Output(logging.Handler):
     """Ours, told apart from those of others; what can't be written is said without what it was."""
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802
-        with suppress(OSError, ValueError):
-            sys.stderr.write(f"a log line was lost: {type(sys.exc_info()[1]).__name__}\n")
+    form: _Form
 
-
-class _StandardError(_Output):
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            sys.stderr.write(self.format(record) + "\n")  # whatever standard error is by now
-            sys.stderr.flush()
+            self._write(self.form.of_record(record))
         except Exception:  # noqa: BLE001 - as logging's own handlers: no line may fail what it tells of
             self.handleError(record)
 
+    def take(self, event_dict: EventDict) -> None:
+        """Write an event of ours, as `handle` does a record."""
+        try:
+            line = self.form.of_event(event_dict)
+            self.acquire()
+            try:
+                self._write(line)
+            finally:
+                self.release()
+        except Exception:  # noqa: BLE001 - as in `emit`
+            _say_lost()
 
-class _File(_Output, RotatingFileHandler): ...
+    def _write(self, line: str) -> None:
+        """Is called with the lock held."""
+        raise NotImplementedError
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802
+        _say_lost()
+
+
+class _StandardError(_Output):
+    def _write(self, line: str) -> None:
+        sys.stderr.write(line + "\n")  # whatever standard error is by now
+        sys.stderr.flush()
+
+
+class _File(_Output, RotatingFileHandler):
+    def _write(self, line: str) -> None:
+        RotatingFileHandler.emit(self, logging.makeLogRecord({"msg": line}))  # it rotates by records alone
+
+
+def _outputs() -> list[_Output]:
+    return [handler for handler in logging.getLogger().handlers if isinstance(handler, _Output)]
+
+
+def _to_outputs(_: object, __: str, event_dict: EventDict) -> NoReturn:
+    """Write an event of ours, and spare it logging's way, which makes records of it and copies them."""
+    for output in _outputs():
+        output.take(event_dict)
+    raise structlog.DropEvent
+
+
+def _say_lost() -> None:
+    with suppress(OSError, ValueError):
+        sys.stderr.write(f"a log line was lost: {type(sys.exc_info()[1]).__name__}\n")
 
 
 def _open_file(folder: Path, worker: int) -> _File:
@@ -151,17 +221,6 @@ def _open_file(folder: Path, worker: int) -> _File:
         raise ConfigurationError(
             f"LOG_PATH={folder}: {name} cannot be written ({reason}); name another folder"
         ) from None
-
-
-def _formatter(rendering: list[Processor], log_prompts: bool) -> logging.Formatter:
-    reader = _Reader(log_prompts)
-    exceptions = structlog.processors.ExceptionRenderer(reader.trace)
-    return ProcessorFormatter(
-        foreign_pre_chain=[*_PREPARATION, reader.libraries],
-        processors=[ProcessorFormatter.remove_processors_meta, reader.all, exceptions, *rendering],
-        use_get_message=False,
-        pass_foreign_args=True,
-    )
 
 
 class _Reader:

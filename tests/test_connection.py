@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from websockets.asyncio.client import connect
@@ -521,20 +522,22 @@ async def test_ten_thousand_malformed_messages(engine: ScriptedEngine, caplog: p
 
     make()
     sent = 0
-    async with live_service(engine, {"LLM_MAX_CONNECTIONS": "2"}) as live, live.connect() as socket:
-        await start(socket)
-        for batch in batches:
-            for message in batch[:90]:
-                await socket.send(message)
-                sent += 1
-            await send(socket, "update_config", config={"stop": ["end of batch"]})
-            while True:
-                event = await receive(socket)
-                assert not any(word in json.dumps(event) for word in PYTHON_WORDS), event
-                if event["type"] == "session_configured" and event["config"] == {"stop": ["end of batch"]}:
-                    break
-        answer = await ask(socket, "a 5")
-        assert text("a", 5) == answer.text
+    with structlog.testing.capture_logs() as lines:
+        async with live_service(engine, {"LLM_MAX_CONNECTIONS": "2"}) as live, live.connect() as socket:
+            await start(socket)
+            for batch in batches:
+                for message in batch[:90]:
+                    await socket.send(message)
+                    sent += 1
+                await send(socket, "update_config", config={"stop": ["end of batch"]})
+                while True:
+                    event = await receive(socket)
+                    assert not any(word in json.dumps(event) for word in PYTHON_WORDS), event
+                    if event["type"] == "session_configured" and event["config"] == {"stop": ["end of batch"]}:
+                        break
+            answer = await ask(socket, "a 5")
+            assert text("a", 5) == answer.text
     print(f"\n{sent} malformed messages on one socket")
     assert sent >= 10_000
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR or record.exc_info]
+    assert not [line for line in lines if line["log_level"] in {"error", "critical"} or line.get("exc_info")]

@@ -1,11 +1,14 @@
 """What a log line may hold and what it must not, in both formats."""
 
 import asyncio
+import io
 import json
 import logging
 import math
 import os
+import re
 import sys
+import threading
 import timeit
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -106,6 +109,68 @@ def test_a_line_of_a_library(json_lines: Lines) -> None:
     assert line == {"event": "Error one of 2", "level": "error", "logger": "aiohttp.server", "session_id": "s-1"}
 
 
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_ours_and_libraries_look_the_same(form: log.Format, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """An event of ours and the record of a library that say the same are the same line, at each output once."""
+    log.configure("INFO", form, str(tmp_path))
+    with structlog.contextvars.bound_contextvars(session_id="s-1", answer="hello there", api_key=KEY):
+        for logger in (ours(), logging.getLogger("llm_service.test")):
+            try:
+                fail(PROMPT)
+            except EngineRejected:
+                logger.exception("turn failed")
+            logger.warning("client is slow")
+    for written in (capsys.readouterr().err, (tmp_path / "llm-service.log").read_text()):
+        lines = re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "then", written).splitlines()
+        assert lines[: len(lines) // 2] == lines[len(lines) // 2 :]
+        assert (written.count("turn failed"), written.count("client is slow")) == (2, 2)
+
+
+def test_handlers_of_others_get_nothing_of_ours(json_lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What we log, which only our own outputs redact, is not handed to handlers beside them."""
+    heard: list[str] = []
+    stranger = logging.NullHandler()
+    monkeypatch.setattr(stranger, "handle", lambda record: heard.append(str(record.msg)))
+    logging.getLogger().addHandler(stranger)
+    ours().info("ours", text=PROMPT)
+    logging.getLogger("some.library").info("a library's")
+    assert heard == ["a library's"]
+    assert [line["event"] for line in json_lines()] == ["ours", "a library's"]
+
+
+class Slow(io.StringIO):
+    """Takes a character at a time, so that others come in between if they can."""
+
+    def write(self, text: str) -> int:
+        return sum(super(Slow, self).write(char) for char in text)
+
+
+def test_threads_do_not_tear_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines of ours and of libraries that several threads write at once stand one after the other."""
+    output = Slow()
+    monkeypatch.setattr(sys, "stderr", output)
+    log.configure("INFO", "json")
+    without_pytests_handlers()
+    start = threading.Barrier(4)
+
+    def write(logger: Any) -> None:
+        start.wait()
+        for _ in range(50):
+            logger.info("line")
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=write, args=[each]) for each in (ours(), logging.getLogger("library")) * 2]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert [json.loads(line)["event"] for line in output.getvalue().splitlines()] == ["line"] * 200
+
+
 def test_levels(json_lines: Lines, capsys: pytest.CaptureFixture[str]) -> None:
     """Ours are heard from the level on; libraries never below INFO, whatever level they set themselves."""
     for name in ("websockets", "uvicorn.error"):
@@ -119,6 +184,35 @@ def test_levels(json_lines: Lines, capsys: pytest.CaptureFixture[str]) -> None:
     logging.getLogger("uvicorn.error").warning("not heard")
     ours().error("heard")
     assert [line["event"] for line in json_lines()] == ["heard"]
+
+
+def test_levels_by_name(json_lines: Lines) -> None:
+    """A logger of ours under the name of a library, or of nobody, is heard from that name's level on."""
+    for name in ("llm_service.test", "elsewhere", "httpx"):
+        logger = log.get_logger(name)
+        logger.debug("debug")
+        logger.info("info")
+        logger.warning("warning")
+    found = [(line["logger"], line["event"]) for line in json_lines()]
+    assert found == [
+        *(("llm_service.test", level) for level in ("debug", "info", "warning")),
+        ("elsewhere", "info"), ("elsewhere", "warning"), ("httpx", "warning"),
+    ]  # fmt: skip
+
+
+def test_a_line_of_ours_is_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It costs less than a library's, which logging makes a record of: it is written on the event loop."""
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    log.configure("INFO", "json")
+    without_pytests_handlers()
+    bound, library = ours().bind(), logging.getLogger("library")
+
+    def seconds(call: Callable[[], object]) -> float:
+        return min(timeit.repeat(call, number=100, repeat=10))
+
+    with structlog.contextvars.bound_contextvars(session_id="s-1", response=3, answer="hello"):
+        of_ours = seconds(lambda: bound.info("response"))
+        assert of_ours < seconds(lambda: library.info("response"))
 
 
 def test_a_filtered_call_is_cheap(json_lines: Lines) -> None:
@@ -500,6 +594,45 @@ def test_a_lost_line_does_not_spill(json_lines: Lines, capsys: pytest.CaptureFix
     handler.stream = open(os.devnull, encoding="utf-8")  # noqa: SIM115 - to read, hence not to be written
     ours().info("hello", text=PROMPT)
     assert capsys.readouterr().err.splitlines()[-1] == "a log line was lost: UnsupportedOperation"
+
+
+class Cracked(str):
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        raise RuntimeError(PROMPT)
+
+
+def test_a_line_that_cannot_be_made(console: Callable[[], str]) -> None:
+    """Nothing of it reaches the caller, who is told that it is lost; the next line is written."""
+    ours().info("hello", value=Cracked("a"))
+    ours().info("next")
+    first, second = console().splitlines()
+    assert first == "a log line was lost: RuntimeError"
+    assert "next" in second
+
+
+def test_a_broken_standard_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Who logs goes on, and the file gets the line; standard error is used again once there is another."""
+    broken, mended = io.StringIO(), io.StringIO()
+    broken.close()
+    log.configure("INFO", "json", str(tmp_path))
+    monkeypatch.setattr(sys, "stderr", broken)
+    ours().info("one")
+    monkeypatch.setattr(sys, "stderr", mended)
+    ours().info("two")
+    assert [json.loads(line)["event"] for line in mended.getvalue().splitlines()] == ["two"]
+    events = [json.loads(line)["event"] for line in (tmp_path / "llm-service.log").read_text().splitlines()]
+    assert events == ["one", "two"]
+
+
+def test_a_logger_that_is_kept_follows(json_lines: Lines, tmp_path: Path) -> None:
+    """A logger bound before writes to the outputs of the last configuration, and only there."""
+    kept = ours().bind(session_id="s-1")
+    log.configure("INFO", "json", str(tmp_path))
+    kept.info("once")
+    (line,) = json_lines()
+    assert line == json.loads((tmp_path / "llm-service.log").read_text())
 
 
 def test_configuring_again_replaces(json_lines: Lines) -> None:

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
 
 import pytest
+import structlog
 from prometheus_client import CollectorRegistry
 
 from llm_service.errors import SpeechError, SpeechFailed
@@ -332,11 +333,13 @@ async def test_after_a_hush_the_next_is_spoken() -> None:
     assert {2} == {audio.chunk for audio in b.listener.heard}
 
 
-async def test_a_bug_costs_the_sound_alone(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_bug_costs_the_sound_alone() -> None:
     """What no TTS should raise is told as a failure of speech, and logged."""
     fake = Fake(parts=(), error=ZeroDivisionError())  # type: ignore[arg-type]
-    async with bench(fake) as b:
-        b.say(1)
-        await b.until_idle()
+    with structlog.testing.capture_logs() as lines:
+        async with bench(fake) as b:
+            b.say(1)
+            await b.until_idle()
 
+    assert ["speech_crashed"] == [line["event"] for line in lines]
     assert ["speech_failed"] == [error.code for error in b.listener.errors]
