@@ -22,7 +22,9 @@ _log = structlog.get_logger(__name__)
 
 
 class Asides:
-    """Runs them as tasks that `spawn` makes, in the engine's idle time; `stop` must come last before those end.
+    """Runs them as tasks in the engine's idle time; `stop` must come last before those end.
+
+    What makes the tasks is given for each: kept here, its owner and this would hold each other.
 
     `reads_on` says whether the engine goes on reading a prompt that nobody wants any more: what was preempted there has
     cost a turn time, and would do so again.
@@ -34,16 +36,12 @@ class Asides:
         "_idle_work",
         "_metrics",
         "_reads_on",
-        "_spawn",
         "_stops",
         "_to_warm",
         "_warming",
     )
 
-    def __init__(
-        self, spawn: Spawn, engine: Engine, idle_work: IdleWork, metrics: Metrics, *, reads_on: bool = False
-    ) -> None:
-        self._spawn = spawn
+    def __init__(self, engine: Engine, idle_work: IdleWork, metrics: Metrics, *, reads_on: bool = False) -> None:
         self._engine = engine
         self._idle_work = idle_work
         self._metrics = metrics
@@ -54,11 +52,11 @@ class Asides:
         self._to_warm: GenerationRequest | None = None
         self._warming: asyncio.Task[None] | None = None
 
-    def warm(self, request: GenerationRequest) -> None:
+    def warm(self, request: GenerationRequest, spawn: Spawn) -> None:
         """Let the engine read this prompt once the one it is reading is done; a newer one takes its place."""
         self._to_warm = request
         if self._warming is None:
-            self._warming = self._start(self._warm())
+            self._warming = self._start(self._warm(), spawn)
 
     def stop_warming(self) -> None:
         """Drop it: the real message is here."""
@@ -67,12 +65,12 @@ class Asides:
             self._warming.cancel()
             self._warming = None
 
-    def condense(self, effect: Condense, done: Callable[[str | None], None]) -> None:
+    def condense(self, effect: Condense, done: Callable[[str | None], None], spawn: Spawn) -> None:
         """Have dropped turns condensed.
 
         `done` gets the engine's text, "" if it failed, or None if it is not to be asked for now.
         """
-        self._start(self._condense(effect.request, done))
+        self._start(self._condense(effect.request, done), spawn)
 
     def stop(self) -> None:
         """Stop what runs and forget what waits: no `done` of it is called. What is asked for later is done again."""
@@ -81,8 +79,8 @@ class Asides:
         for chore in self._chores:
             chore.cancel()
 
-    def _start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        task = self._spawn(work)
+    def _start(self, work: Coroutine[None, None, None], spawn: Spawn) -> asyncio.Task[None]:
+        task = spawn(work)
         self._chores.add(task)
         task.add_done_callback(self._chores.discard)
         return task

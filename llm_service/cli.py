@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import contextlib
 import difflib
+import gc
 import io
 import json
 import os
@@ -188,6 +189,8 @@ def _websocket(options: argparse.Namespace) -> int:
             # prometheus_client reads it when it is imported: the workers write their figures there, and the
             # one that is asked adds them up.
             folder = os.environ[MULTIPROCESS_FOLDER] = stack.enter_context(tempfile.TemporaryDirectory())
+        # What is imported stays: to look through it for garbage again and again takes a twentieth of the start.
+        gc.disable()
         from llm_service import running
 
         return running.run(settings, metrics_folder=folder)

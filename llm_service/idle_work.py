@@ -63,6 +63,8 @@ class IdleWork:
             owner = asyncio.current_task()
             # Whose owner was cancelled as well is not to begin anew.
             if job.cancelled() and (owner is None or not owner.cancelling()):
+                with suppress(asyncio.CancelledError):
+                    job.exception()  # until somebody asks for it, job and error hold each other
                 raise Preempted from None
             job.cancel()
             with suppress(asyncio.CancelledError, Exception):

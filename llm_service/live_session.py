@@ -9,6 +9,7 @@ it the HTTP stream behind it.
 """
 
 import asyncio
+import contextlib
 import contextvars
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -125,9 +126,7 @@ class LiveSession:
         self._listener: Listener | None = None
         self._log = _log.bind()  # the module's own is made anew for every line, heard or not
         self._tasks: set[asyncio.Task[None]] = set()
-        self._asides = Asides(
-            self._spawn, workplace.engine, workplace.idle_work, workplace.metrics, reads_on=workplace.reads_on
-        )
+        self._asides = Asides(workplace.engine, workplace.idle_work, workplace.metrics, reads_on=workplace.reads_on)
         self._responder: asyncio.Task[None] | None = None
         self._speaking: Speaking | None = None  # made for the first response that is spoken
         self._one_at_a_time = asyncio.Lock()
@@ -229,7 +228,7 @@ class LiveSession:
         self.carry_out(self.session.desert())
 
     async def closed(self) -> None:
-        """Stop all, and wait until no task is left."""
+        """Stop all, wait until no task is left, and let go of what holds the session."""
         self.desert()
         self._hush()
         self._asides.stop()
@@ -237,6 +236,9 @@ class LiveSession:
             for task in self._tasks:
                 task.cancel()
             await asyncio.wait(self._tasks)
+        if self._speaking is not None:
+            self._speaking.leave()
+            self._speaking = None
 
     def record(self, now: float, *, whole: bool, saved_at: float | None = None) -> SessionRecord:
         """Return what the store keeps of it; `whole` says that it is given up with this, and nobody listens."""
@@ -269,9 +271,9 @@ class LiveSession:
     def _see_to_aside(self, effect: Warm | Condense | StopAsides) -> None:
         match effect:
             case Warm(request):
-                self._asides.warm(request)
+                self._asides.warm(request, self._spawn)
             case Condense(job):
-                self._asides.condense(effect, partial(self._condensed, job))
+                self._asides.condense(effect, partial(self._condensed, job), self._spawn)
             case StopAsides():
                 self._asides.stop()
 
@@ -323,7 +325,10 @@ class LiveSession:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        error = None if task.cancelled() else task.exception()
+        error: BaseException | None = None
+        # Asked of one that was cancelled, too: until then it holds the frames it was cancelled in, and they hold it.
+        with contextlib.suppress(asyncio.CancelledError):
+            error = task.exception()
         if error is not None:
             _log.error("session_broke", session_id=self.session.id, exc_info=error)
             if self._listener is not None:

@@ -161,6 +161,11 @@ class TransportWire:
     def listen(self, pause: Callable[[], None], resume: Callable[[], None], take: Callable[[str], None]) -> None:
         self.pause, self.resume, self.take = pause, resume, take
 
+    def leave(self) -> None:
+        """Let go of who listened: nothing more comes."""
+        self.pause = self.resume = _ignore
+        self.take = None
+
     def abort(self) -> None:
         _reset(self._transport)
 
@@ -241,11 +246,16 @@ class WireWebSocketProtocol(WebSocketsSansIOProtocol):
             self.handshake_complete = self.handshake_complete or self.initial_response is not None
 
         self.app = finishing
-        await super().run_asgi()
+        try:
+            await super().run_asgi()
+        finally:
+            self.app = app  # which does not hold this protocol
         self._drop_in(self.close_timeout + FLUSH_GRACE)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._message_complete()
+        if self._wire is not None:
+            self._wire.leave()
         if self._drop is not None:
             self._drop.cancel()
             self._drop = None

@@ -18,6 +18,7 @@ from llm_service import __version__
 from llm_service.access import AccessPolicy
 from llm_service.archive import CLAIM_SECONDS, Archive
 from llm_service.chunk_hook import ChunkHook, OnChunk
+from llm_service.collector import Collector
 from llm_service.config import Settings
 from llm_service.connection import Connection, ConnectionLimits
 from llm_service.engine_health import EngineHealth
@@ -103,6 +104,7 @@ class Service:
         # Those whose key is still to come, the oldest first.
         self._strangers: dict[Connection, None] = {}
         self.idle_work = IdleWork()
+        self.collector = Collector()
         self.empty = asyncio.Event()
         self.empty.set()
         self.started_at = monotonic()
@@ -316,14 +318,19 @@ class Service:
             await asyncio.sleep(interval)
             now = monotonic()
             self.metrics.event_loop_delay.observe(max(0.0, now - expected))
-            for connection in tuple(self.connections):
-                connection.watch(now)
+            self._watch_each(now)
             self.resumption.watch(now)
             self._look_if_empty()
+            self.collector.look(busy=not self.idle_work.idle)
             if now >= measure_at:
                 measure_at = now + MEASURE_INTERVAL
                 self._measure()
             interval = DRAIN_INTERVAL if self.state == "draining" else WATCH_INTERVAL
+
+    def _watch_each(self, now: float) -> None:
+        # Not in the loop that calls it: there the last of them would be held until the next time.
+        for connection in tuple(self.connections):
+            connection.watch(now)
 
     def _measure(self) -> None:
         """Bring the gauges up to now."""

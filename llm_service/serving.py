@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import errno
-import gc
 import signal
 import socket
 import threading
@@ -211,11 +210,7 @@ async def serve(
     """
     async with _monitored(service, monitoring), service:
         server = DrainingServer(main_config(create_app_for(service), service.settings), service)
-        with _signals(server):
-            # What start-up made lives as long as the process. A full collection that looks at all of it stops every
-            # stream for 40 ms.
-            gc.collect()
-            gc.freeze()
+        with _signals(server), service.collector.in_charge():
             _log.info(
                 "listening",
                 address="{}:{}".format(*main.getsockname()[:2]),

@@ -153,6 +153,11 @@ class Speaking:
         if self._desk.hook is not None:
             self._desk.hook.drop(self._session_id, turn=number)
 
+    def leave(self) -> None:
+        """Let go of what holds this, after the last `hush`; nothing is called after it."""
+        self._outbox.ready = None
+        del self._forwarder
+
     # Of the forwarder
 
     def give(self, audio: Audio) -> bool:

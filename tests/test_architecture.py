@@ -59,6 +59,7 @@ LEVELS = {
     "condenser": 2,
     "session_config": 1,
     "counters": 0,
+    "collector": 0,
     "idle_work": 2,
     "asides": 3,
     "live_session": 3,

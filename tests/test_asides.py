@@ -1,9 +1,10 @@
 import asyncio
+from collections.abc import Callable
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from llm_service.asides import CONDENSE_TRIES, Asides
+from llm_service.asides import CONDENSE_TRIES, Asides, Spawn
 from llm_service.effects import Condense
 from llm_service.errors import CircuitOpen, EngineTimeout, FastTalkError, Overloaded
 from llm_service.generation import Delta, Finish, GenerationRequest, Message, SamplingParams, Sink
@@ -49,7 +50,14 @@ class Bench:
         self.registry = CollectorRegistry()
         self.idle = IdleWork()
         metrics = Metrics(self.registry)
-        self.asides = Asides(tasks.create_task, engine, self.idle, metrics, reads_on=reads_on)  # type: ignore[arg-type]
+        self.spawn: Spawn = tasks.create_task
+        self.asides = Asides(engine, self.idle, metrics, reads_on=reads_on)  # type: ignore[arg-type]
+
+    def warm(self, request: GenerationRequest) -> None:
+        self.asides.warm(request, self.spawn)
+
+    def condense(self, effect: Condense, done: Callable[[str | None], None]) -> None:
+        self.asides.condense(effect, done, self.spawn)
 
     def count(self, kind: str, outcome: str) -> float | None:
         return self.registry.get_sample_value("fasttalk_asides_total", {"kind": kind, "outcome": outcome})
@@ -66,7 +74,7 @@ async def test_the_newest_prompt_is_warmed_next() -> None:
     async with asyncio.TaskGroup() as tasks:
         bench = Bench(tasks, engine)
         for text in ("a", "b", "c"):
-            bench.asides.warm(_request(text))
+            bench.warm(_request(text))
             await _soon()
         assert ["a"] == engine.asked
         engine.go_on.set()
@@ -80,13 +88,13 @@ async def test_warming_is_dropped_for_the_real_message() -> None:
     engine = Engine()
     async with asyncio.TaskGroup() as tasks:
         bench = Bench(tasks, engine)
-        bench.asides.warm(_request("a"))
+        bench.warm(_request("a"))
         await _soon()
-        bench.asides.warm(_request("b"))
+        bench.warm(_request("b"))
         bench.asides.stop_warming()
         await _soon()
         assert (["a"], 1) == (engine.asked, engine.stopped)
-        bench.asides.warm(_request("c"))
+        bench.warm(_request("c"))
         await _soon()
         engine.go_on.set()
     assert ["a", "c"] == engine.asked
@@ -99,7 +107,7 @@ async def test_a_summary_that_cost_a_turn_time_is_not_begun_anew() -> None:
     found: list[str | None] = []
     async with asyncio.TaskGroup() as tasks:
         bench = Bench(tasks, engine, reads_on=True)
-        bench.asides.condense(_condense("s"), found.append)
+        bench.condense(_condense("s"), found.append)
         await _soon()
         with bench.idle.turn():
             await _soon()
@@ -116,10 +124,10 @@ async def test_what_the_engine_was_not_asked_for(error: FastTalkError) -> None:
     found: list[str | None] = []
     async with asyncio.TaskGroup() as tasks:
         bench = Bench(tasks, engine)
-        bench.asides.condense(_condense("s"), found.append)
-        bench.asides.warm(_request("a"))
+        bench.condense(_condense("s"), found.append)
+        bench.warm(_request("a"))
         await _soon()
-        bench.asides.warm(_request("b"))
+        bench.warm(_request("b"))
     assert (["s", "a", "b"], [None]) == (engine.asked, found)
     assert (1, 1, 1) == tuple(
         bench.count(kind, outcome)
@@ -133,7 +141,7 @@ async def test_a_turn_of_another_session_comes_first() -> None:
     found: list[str | None] = []
     async with asyncio.TaskGroup() as tasks:
         bench = Bench(tasks, engine)
-        bench.asides.condense(_condense("s"), found.append)
+        bench.condense(_condense("s"), found.append)
         await _soon()
         with bench.idle.turn():
             await _soon()
@@ -152,7 +160,7 @@ async def test_a_summary_that_fails_is_tried_again_and_then_none() -> None:
     engine.go_on.set()
     async with asyncio.TaskGroup() as tasks:
         bench = Bench(tasks, engine)
-        bench.asides.condense(_condense("s"), found.append)
+        bench.condense(_condense("s"), found.append)
     assert (CONDENSE_TRIES, [""]) == (len(engine.asked), found)
     assert CONDENSE_TRIES == bench.count("summary", "failed")
 
@@ -163,8 +171,8 @@ async def test_all_is_stopped_with_the_session() -> None:
     found: list[str | None] = []
     async with asyncio.TaskGroup() as tasks:
         bench = Bench(tasks, engine)
-        bench.asides.condense(_condense("s"), found.append)
-        bench.asides.warm(_request("a"))
+        bench.condense(_condense("s"), found.append)
+        bench.warm(_request("a"))
         await _soon()
         bench.asides.stop()
     assert (1, []) == (engine.stopped, found)
@@ -178,7 +186,7 @@ async def test_nothing_is_begun_after_a_stop() -> None:
     found: list[str | None] = []
     async with asyncio.TaskGroup() as tasks:
         bench = Bench(tasks, engine)
-        bench.asides.condense(_condense("s"), found.append)
+        bench.condense(_condense("s"), found.append)
         await _soon()
         with bench.idle.turn():
             while not engine.stopped:
@@ -195,10 +203,10 @@ async def test_a_stop_forgets_what_waits() -> None:
     found: list[str | None] = []
     async with asyncio.TaskGroup() as tasks:
         bench = Bench(tasks, engine)
-        bench.asides.warm(_request("a"))
+        bench.warm(_request("a"))
         await _soon()
-        bench.asides.warm(_request("b"))
-        bench.asides.condense(_condense("s"), found.append)
+        bench.warm(_request("b"))
+        bench.condense(_condense("s"), found.append)
         await _soon()
         bench.asides.stop()
         engine.go_on.set()
@@ -214,8 +222,8 @@ async def test_the_next_session_begins_anew(rests: bool) -> None:
         bench = Bench(tasks, engine)
         bench.asides.stop()
         for text in ("a", "b", "c"):
-            bench.asides.warm(_request(text))
-            bench.asides.condense(_condense(f"s{text}"), found.append)
+            bench.warm(_request(text))
+            bench.condense(_condense(f"s{text}"), found.append)
             await _soon()
             if text != "c":
                 bench.asides.stop()
@@ -224,7 +232,7 @@ async def test_the_next_session_begins_anew(rests: bool) -> None:
                 await _soon()
         engine.go_on.set()
         await _soon()
-        bench.asides.warm(_request("d"))
+        bench.warm(_request("d"))
     assert (["a", "b", "c", "sc", "d"], ["sc"]) == (engine.asked, found)
     assert bench.idle.idle
 
