@@ -15,7 +15,7 @@ from llm_service.generation import Delta, Finish, Sink, Usage
 # Seconds for the usage and the stream's end to follow the word that the answer is over.
 USAGE_SECONDS = 1.0
 
-_NO_ERROR = (b"", b"null")
+_NO_ERROR = msgspec.Raw()
 
 
 class _Function(msgspec.Struct, gc=False):
@@ -61,15 +61,21 @@ class _Timings(msgspec.Struct, gc=False):
     predicted_n: int = 0
 
 
-class _Chunk(msgspec.Struct):
+class _Chunk(msgspec.Struct, gc=False):
+    """What is looked for in every event: each field more costs every token."""
+
     choices: list[_Choice] | None = None
     usage: _Usage | None = None
     timings: _Timings | None = None
-    error: msgspec.Raw = msgspec.Raw()
+    error: msgspec.Raw = _NO_ERROR
+
+
+class _Kind(msgspec.Struct):
     object: str = ""
 
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
+_decode_kind = msgspec.json.Decoder(_Kind).decode
 
 
 class Answer(AnswerReader):
@@ -101,12 +107,31 @@ class Answer(AnswerReader):
         """Whether the engine said that all of the text, and of the calls, is there."""
         return bool(self._reason)
 
-    def feed(self, data: bytes) -> bool:
+    def feed(self, data: bytes) -> bool:  # noqa: C901 - in one: it runs for every token
         """Take what was read; return whether that was the end of the answer."""
         for payload in self._events.feed(data):
             if payload == b"[DONE]":
                 return True
-            self._read(self._decode(payload))
+            try:
+                part = _decode_chunk(payload)
+            except UNREADABLE:
+                raise self._unreadable() from None
+            if part.error is not _NO_ERROR or part.choices is None:
+                self._check(part, payload)
+            if part.usage is not None or part.timings is not None:
+                self._usage = _usage(part)
+            for choice in part.choices or ():
+                delta = choice.delta
+                if delta is not None and choice.index == 0:
+                    if thought := delta.reasoning_content or delta.reasoning:
+                        self._take(Delta(thought, thinking=True))
+                    if delta.content:
+                        take = self._take
+                        take(Delta(delta.content))
+                    if delta.tool_calls:
+                        self._call(delta.tool_calls)
+                if choice.finish_reason:
+                    self._finish(choice.finish_reason)
         return False
 
     def end(self) -> Finish:
@@ -125,22 +150,6 @@ class Answer(AnswerReader):
             function = part.function or _Function()
             joined.add(part.index, part.id or "", function.name or "", function.arguments or "")
 
-    def _read(self, part: _Chunk) -> None:
-        if part.usage is not None or part.timings is not None:
-            self._usage = _usage(part)
-        for choice in part.choices or ():
-            delta = choice.delta
-            if delta is not None and choice.index == 0:
-                if thought := delta.reasoning_content or delta.reasoning:
-                    self._take(Delta(thought, thinking=True))
-                if delta.content:
-                    take = self._take
-                    take(Delta(delta.content))
-                if delta.tool_calls:
-                    self._call(delta.tool_calls)
-            if choice.finish_reason:
-                self._finish(choice.finish_reason)
-
     def _finish(self, reason: str) -> None:
         if not self._reason:
             # The wait for the usage is no silence either.
@@ -148,14 +157,17 @@ class Answer(AnswerReader):
             self._limit.reschedule(asyncio.get_running_loop().time() + USAGE_SECONDS)
         self._reason = reason
 
-    def _decode(self, payload: bytes) -> _Chunk:
+    def _check(self, part: _Chunk, payload: bytes) -> None:
+        """Raise the error that an event may be, in either of the shapes that there are."""
         try:
-            part = _decode_chunk(payload)
+            says = bytes(part.error) not in (b"", b"null") or _decode_kind(payload).object == "error"
         except UNREADABLE:
-            raise GenerationFailed(f"{self._label} sent an event that can't be read.") from None
-        if bytes(part.error) not in _NO_ERROR or part.object == "error":
+            raise self._unreadable() from None
+        if says:
             raise self._refused(Refusal(500, *error_fields(payload)))
-        return part
+
+    def _unreadable(self) -> GenerationFailed:
+        return GenerationFailed(f"{self._label} sent an event that can't be read.")
 
 
 def _usage(part: _Chunk) -> Usage | None:

@@ -38,12 +38,15 @@ class SSEDecoder:
         Raises:
             GenerationFailed: a line or an event is longer than the bound.
         """
-        if data.startswith(b"data: ") and data.endswith(b"\n\n") and not (self._rest or self._data or b"\r" in data):
-            # Nearly every read is whole events of one line each, and this is on the way of every token.
-            payloads = data[6:-2].split(b"\n\ndata: ")
-            if data.count(b"\n") == 2 * len(payloads) and len(data) <= self._limit:
-                self._first_line = self._after_cr = False
-                return payloads
+        if data.startswith(b"data: ") and data.endswith(b"\n\n") and not (self._rest or self._data):
+            # Nearly every read is one event of one line, or a few of them, and this is on the way of every token.
+            payload = data[6:-2]
+            if b"\r" not in payload and len(data) <= self._limit:
+                single = b"\n" not in payload
+                payloads = [payload] if single else payload.split(b"\n\ndata: ")
+                if single or data.count(b"\n") == 2 * len(payloads):
+                    self._first_line = self._after_cr = False
+                    return payloads
         if self._after_cr and data:
             # A CR at the end of the last read has ended its line; the LF is the second half of that end.
             self._after_cr = False
