@@ -4,7 +4,7 @@ Pure: no clock, no I/O. Tokens are counted by the engine: after each turn the co
 size of its prompt, and only what has not been through the engine yet is estimated.
 """
 
-from dataclasses import dataclass
+import msgspec
 
 from llm_service.errors import ContextOverflow
 from llm_service.generation import Message, ToolCall, Usage
@@ -30,8 +30,7 @@ PLAUSIBLE = 0.25
 KEPT = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
+class Prompt(msgspec.Struct, frozen=True):
     """The messages of one request, their size in tokens, likely and at most, and the turns dropped to make them fit."""
 
     messages: tuple[Message, ...]

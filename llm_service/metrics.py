@@ -8,11 +8,11 @@ models is there from the start, at 0, so that a rate is right from the first eve
 from bisect import bisect_right
 from collections import Counter as Tally
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
 from operator import sub
 from platform import python_version
 from typing import Final, Literal, get_args
 
+import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -59,8 +59,7 @@ class BulkHistogram(Histogram):
         self._sum.inc(total)
 
 
-@dataclass(slots=True)
-class Measured:
+class Measured(msgspec.Struct):
     """What is counted of a response that has ended; times in seconds, `cancel_to_idle` None where nothing was stopped.
 
     `times` are when its tokens came, by the clock of `started`.

@@ -1,7 +1,5 @@
 """One response while it runs: what was said so far, and its figures at the end."""
 
-from dataclasses import dataclass, field
-
 import msgspec
 
 from llm_service.events import ContextUse, ResponseStats, UserMessage
@@ -11,8 +9,7 @@ from llm_service.session_defaults import Choices
 from llm_service.turn import Turn
 
 
-@dataclass(frozen=True, slots=True)
-class SpokenChunk:
+class SpokenChunk(msgspec.Struct, frozen=True):
     """A chunk, and the characters of the whole answer that stand before those it was cut of."""
 
     chunk: Chunk
@@ -33,8 +30,7 @@ class SpokenChunk:
         return self.offset + self.chunk.response_chars(chars)
 
 
-@dataclass(slots=True)
-class Response:
+class Response(msgspec.Struct):
     """A generation that was asked for; times are in seconds.
 
     `id` is the user message's, `choices` what held when it came.
@@ -45,8 +41,8 @@ class Response:
     id: str | None
     started_at: float
     first_token_at: float | None = None
-    pieces: list[str] = field(default_factory=list)  # since the last tools were asked for
-    times: list[float] = field(default_factory=list)  # of every delta since then, reasoning included
+    pieces: list[str] = []  # since the last tools were asked for
+    times: list[float] = []  # of every delta since then, reasoning included
     turn: Turn | None = None  # what of it is in the history, once it has ended
     interrupted: bool = False
     heard: int | None = None  # characters of the whole answer that were played; None: nobody told
@@ -56,7 +52,7 @@ class Response:
     earlier_chars: int = 0
     earlier_deltas: int = 0
     earlier_tokens: int = 0
-    chunks: dict[int, SpokenChunk] = field(default_factory=dict)  # what of it was cut to be spoken, by the chunks' ids
+    chunks: dict[int, SpokenChunk] = {}  # what of it was cut to be spoken, by the chunks' ids
 
     @property
     def text(self) -> str:

@@ -1,18 +1,18 @@
 """One turn of a conversation: what the user said, the tools that were asked, and the answer. Pure."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+
+import msgspec
 
 from llm_service.generation import Message, ToolCall
 
 
-@dataclass(slots=True)
-class ToolStep:
+class ToolStep(msgspec.Struct):
     """The model asked for tools, having said `text`; `results` are by the calls' ids."""
 
     text: str
     calls: tuple[ToolCall, ...]
-    results: dict[str, str] = field(default_factory=dict)
+    results: dict[str, str] = {}
 
     @property
     def whole(self) -> bool:
@@ -32,8 +32,7 @@ class ToolStep:
             yield Message("tool", self.results[call.id], tool_call_id=call.id, tool_name=call.name)
 
 
-@dataclass(slots=True)
-class Turn:
+class Turn(msgspec.Struct):
     """A user message and its answer.
 
     `tokens` is the engine's count if it `counted`, else an estimate; `most` is what it has at most, while not counted.
@@ -45,7 +44,7 @@ class Turn:
     tokens: int = 0
     counted: bool = False
     most: int = 0
-    steps: list[ToolStep] = field(default_factory=list)
+    steps: list[ToolStep] = []
     # What the assistant said before anything of it was cut: a later ack may tell that more was heard.
     _whole: tuple[list[ToolStep], str] | None = None
 
@@ -92,7 +91,7 @@ class Turn:
         steps, answer = self._whole
         self.steps = []
         for step in steps:
-            self.steps.append(replace(step, text=step.text[:chars]))
+            self.steps.append(msgspec.structs.replace(step, text=step.text[:chars]))
             chars = max(0, chars - len(step.text))
         self.answer = answer[:chars]
         self.fold()

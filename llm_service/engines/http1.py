@@ -8,10 +8,10 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import httptools
+import msgspec
 
 from llm_service.write_through import descriptor, write_through
 
@@ -31,12 +31,11 @@ class BodyCutOff(Exception):
     """The connection ended within an answer."""
 
 
-@dataclass(slots=True)
-class Answer:
+class Answer(msgspec.Struct):
     """Status and headers, the names of these in lower case."""
 
     status: int = 0
-    headers: dict[bytes, bytes] = field(default_factory=dict)
+    headers: dict[bytes, bytes] = {}
 
     def header(self, name: str) -> str:
         """Return a header's value, or ""."""

@@ -40,10 +40,10 @@ class SSEDecoder:
         """
         if data.startswith(b"data: ") and data.endswith(b"\n\n") and not (self._rest or self._data):
             # Nearly every read is one event of one line, or a few of them, and this is on the way of every token.
-            payload = data[6:-2]
-            if b"\r" not in payload and len(data) <= self._limit:
-                single = b"\n" not in payload
-                payloads = [payload] if single else payload.split(b"\n\ndata: ")
+            body = data[6:-2]
+            if b"\r" not in body and len(data) <= self._limit:
+                single = b"\n" not in body
+                payloads = [body] if single else body.split(b"\n\ndata: ")
                 if single or data.count(b"\n") == 2 * len(payloads):
                     self._first_line = self._after_cr = False
                     return payloads
