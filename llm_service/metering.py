@@ -69,7 +69,7 @@ class ResponseMeter:
             outcome = "cancelled" if issubclass(kind, CancelledError) else "failed"
         now = monotonic()
         self._measured.running -= self._running
-        self._measured.ended.append(
+        self._measured.add(
             Measured(
                 outcome,
                 self._started,

@@ -71,7 +71,7 @@ def test_all_is_looked_through_when_much_has_grown(collector: Collector, *, busy
     """A cycle that was held when its portion was looked through is found among all there is: as soon as no answer
     runs, or where answers always run once it is overdue."""
     held = _Cycle()
-    kept = [[] for _ in range(2 * PORTION)]  # type: ignore[var-annotated]
+    kept = [[] for _ in range(2 * (PORTION if busy else IDLE_PORTION))]  # type: ignore[var-annotated]
     collector.look(busy=busy)
     cycle = weakref.ref(held)
     del held

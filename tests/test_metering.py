@@ -86,7 +86,11 @@ def test_one_of_several_engines() -> None:
         meter.asks(one)
         assert (1, 0) == (one.running, other.running)
         assert began < started == meter._started
-    assert (0, 0, 1, 0) == (one.running, other.running, len(one.ended), len(other.ended))
+    metrics.settle()
+    assert (0, 0) == (one.running, other.running)
+    name = "fasttalk_request_duration_seconds_count"
+    labels = [{"engine": engine, "model": "small", "outcome": "finished"} for engine in ("one", "other")]
+    assert [1, 0] == [registry.get_sample_value(name, each) for each in labels]
 
 
 def test_an_engine_that_does_not_count() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Gauge, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
 from llm_service.errors import Category
@@ -22,6 +22,7 @@ from llm_service.metrics import (
     BulkHistogram,
     Measured,
     Metrics,
+    ResponseMetrics,
     TokenType,
     render,
     shared_registry,
@@ -42,9 +43,9 @@ def feed_all(metrics: Metrics) -> None:
     """Touch every way to feed a collector."""
     response = metrics.for_engine("ollama", "small")
     tokens: dict[TokenType, int] = {"input": 3, "output": 3, "cached": 3}
-    response.ended.append(Measured("finished", 1.0, 2.5, [1.25, 1.5], 0.001, tokens))
-    response.ended.append(Measured("cancelled", 1.0, 2.5, [], None, {}))
-    response.ended.append(Measured("failed", 1.0, 2.5, [], None, {}))
+    response.add(Measured("finished", 1.0, 2.5, [1.25, 1.5], 0.001, tokens))
+    response.add(Measured("cancelled", 1.0, 2.5, [], None, {}))
+    response.add(Measured("failed", 1.0, 2.5, [], None, {}))
     response.running += 1
     metrics.event_loop_delay.observe(0.002)
     metrics.stop.observe(0.003)
@@ -111,6 +112,35 @@ def test_what_is_fed_is_shown() -> None:
     assert 'fasttalk_build_info{python="' in render(registry).decode()
 
 
+def _one_series() -> tuple[ResponseMetrics, Histogram]:
+    """The collectors of one engine and model, with no registry that would have them counted; and the durations'."""
+    durations = Histogram("duration", "Test", registry=None)
+    metrics = ResponseMetrics(
+        first_token=BulkHistogram("first", "Test", registry=None),
+        inter_token=BulkHistogram("gap", "Test", registry=None, buckets=INTER_TOKEN_BUCKETS),
+        durations={"finished": durations},
+        cancel_to_idle=Histogram("idle", "Test", registry=None),
+        tokens={},
+        running=Gauge("running", "Test", registry=None),
+    )
+    return metrics, durations
+
+
+@pytest.mark.parametrize(("tokens", "most"), [(0, 40), (100, 16), (10_000, 1)])
+def test_responses_are_counted_in_portions(tokens: int, most: int) -> None:
+    """Those that end are counted by themselves some at a time, long ones fewer; the rest when it is asked for."""
+    metrics, durations = _one_series()
+
+    def counted() -> float:
+        return next(s.value for metric in durations.collect() for s in metric.samples if s.name == "duration_count")
+
+    for number in range(1, 101):
+        metrics.add(Measured("finished", 0.0, 1.0, [0.1] * tokens, None, {}))
+        assert number - most < counted() <= number
+    metrics.settle()
+    assert 100 == counted()
+
+
 @pytest.mark.parametrize(
     ("name", "first", "last", "count"),
     [
@@ -142,7 +172,7 @@ def test_the_number_of_series_is_constant() -> None:
     for _ in range(10_000):
         name = "".join(chr(source.randrange(1, 0xD800)) for _ in range(source.randrange(20)))
         response = metrics.for_engine("ollama", name)
-        response.ended.append(Measured("finished", 0.0, 1.0, [0.1], None, {}))
+        response.add(Measured("finished", 0.0, 1.0, [0.1], None, {}))
         metrics.count_message(name)
         metrics.count_shed(name)
     assert series(registry) == before
@@ -181,11 +211,11 @@ def test_two_services_in_a_process_do_not_mix() -> None:
 
 WORKER = """
 import sys
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Gauge, Histogram
 from llm_service.metrics import Measured, Metrics
 metrics = Metrics(CollectorRegistry(), models=["small"])
 response = metrics.for_engine("ollama", "small")
-response.ended.append(Measured("finished", 0.0, 1.0, [0.5, 0.5005, 0.501], None, {}))
+response.add(Measured("finished", 0.0, 1.0, [0.5, 0.5005, 0.501], None, {}))
 response.running += 1
 metrics.settle()
 metrics.count_message("cancel")
