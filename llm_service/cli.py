@@ -193,6 +193,8 @@ def _websocket(options: argparse.Namespace) -> int:
         gc.disable()
         from llm_service import running
 
+        gc.freeze()
+        gc.enable()
         return running.run(settings, metrics_folder=folder)
 
 

@@ -17,7 +17,7 @@ PORTION = 50_000
 IDLE_PORTION = 500
 # So many made and still there since all was looked through make that due, or as many as there were then.
 GROWN = 200_000
-# Times as many make it due while answers run as well.
+# While answers run all is looked through only when it is due so many times over.
 OVERDUE = 4
 
 
@@ -49,7 +49,8 @@ class Collector:
             return
         made = gc.get_count()[0]
         if made >= (PORTION if busy else IDLE_PORTION):
-            self._grown += made - gc.collect(0)
+            found = gc.collect(0)
+            self._grown += max(0, made - found)
         if self._grown >= self._due * (OVERDUE if busy else 1):
             gc.collect()
             self._grown, self._due = 0, max(GROWN, len(gc.get_objects()))

@@ -86,7 +86,9 @@ def configure(level: Level, log_format: Format, path: str = "", *, log_prompts: 
         ConfigurationError: nothing can be written to `path`; nothing has been changed then.
     """
     outputs: list[_Output] = [_StandardError()]
-    rendering: list[Processor] = _console(sys.stderr.isatty()) if log_format == "console" else [_as_json]
+    rendering: list[Processor] = (
+        _console(sys.stderr is not None and sys.stderr.isatty()) if log_format == "console" else [_as_json]
+    )
     outputs[0].form = _Form(rendering, log_prompts)
     if path:
         outputs.append(_open_file(Path(path), worker))
@@ -207,7 +209,7 @@ def _to_outputs(_: object, __: str, event_dict: EventDict) -> NoReturn:
 
 
 def _say_lost() -> None:
-    with suppress(OSError, ValueError):
+    with suppress(Exception):  # there may be no standard error at all
         sys.stderr.write(f"a log line was lost: {type(sys.exc_info()[1]).__name__}\n")
 
 

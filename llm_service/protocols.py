@@ -15,7 +15,6 @@ from websockets.frames import Frame
 
 from llm_service.close_codes import CloseCode
 from llm_service.wire import WIRE_EXTENSION
-from llm_service.write_through import descriptor, write_through
 
 # RFC 6455, 5.2: FIN and the opcode of text or of binary, then the length, in 7, 16 or 64 bits.
 _TEXT = 0x81
@@ -127,11 +126,10 @@ class TransportWire:
     `pause`, `resume` and `take` are for the transport's protocol to call; `take` is None until somebody listens.
     """
 
-    __slots__ = ("_descriptor", "_transport", "pause", "resume", "take")
+    __slots__ = ("_transport", "pause", "resume", "take")
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
-        self._descriptor = descriptor(transport)
         self.pause: Callable[[], None] = _ignore
         self.resume: Callable[[], None] = _ignore
         self.take: Callable[[str], None] | None = None
@@ -146,7 +144,7 @@ class TransportWire:
             header = struct.pack("!BBH", _TEXT, 126, length)
         else:
             header = struct.pack("!BBQ", _TEXT, 127, length)
-        write_through(transport, self._descriptor, header + text)
+        transport.write(header + text)
 
     def write_binary(self, data: bytes) -> None:
         if self._transport.is_closing():
@@ -158,9 +156,11 @@ class TransportWire:
             header = struct.pack("!BBH", _BINARY, 126, length)
         else:
             header = struct.pack("!BBQ", _BINARY, 127, length)
-        write_through(self._transport, self._descriptor, header + data)
+        self._transport.write(header + data)
 
     def listen(self, pause: Callable[[], None], resume: Callable[[], None], take: Callable[[str], None]) -> None:
+        if self._transport.is_closing():
+            return  # nothing comes any more
         self.pause, self.resume, self.take = pause, resume, take
 
     def leave(self) -> None:

@@ -154,9 +154,9 @@ class Speaking:
             self._desk.hook.drop(self._session_id, turn=number)
 
     def leave(self) -> None:
-        """Let go of what holds this, after the last `hush`; nothing is called after it."""
+        """Let go of what holds this, after the last `hush`; nothing is spoken after it."""
         self._outbox.ready = None
-        del self._forwarder
+        self._forwarder.leave()
 
     # Of the forwarder
 

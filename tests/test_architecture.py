@@ -60,7 +60,6 @@ LEVELS = {
     "session_config": 1,
     "counters": 0,
     "collector": 0,
-    "write_through": 0,
     "idle_work": 2,
     "asides": 3,
     "live_session": 3,

@@ -15,8 +15,9 @@ from llm_service.live_session import LiveSession
 from llm_service.protocols import WireWebSocketProtocol
 from llm_service.session import Session
 from llm_service.speaking import Speaking
+from llm_service.speech.forwarder import Forwarder
 from tests.engines.fake_server import fake_server
-from tests.live import Live, ask, collect, live_service, receive, send, start
+from tests.live import ask, collect, live_service, receive, send, start
 from tests.speech import doubles
 
 
@@ -35,22 +36,26 @@ def collector() -> Generator[Collector, None, None]:
     collector = Collector()
     with collector.in_charge():
         yield collector
-    gc.unfreeze()
 
 
 def test_python_does_it_until_somebody_is_in_charge() -> None:
     """Without a block around it a collector does nothing; behind the block Python collects as before."""
     collector = Collector()
-    kept = [[] for _ in range(10 * PORTION)]  # type: ignore[var-annotated]
-    gc.collect()
-    cycle = _cycle()
-    collector.look(busy=False)
-    assert cycle() is not None
-    with collector.in_charge():
-        assert not gc.isenabled()
-    gc.unfreeze()
-    assert gc.isenabled()
-    assert 10 * PORTION == len(kept)
+    gc.disable()
+    try:
+        cycle = _cycle()
+        kept = [[] for _ in range(2 * IDLE_PORTION)]  # type: ignore[var-annotated]
+        collector.look(busy=False)
+        assert cycle() is not None
+        with collector.in_charge():
+            assert not gc.isenabled()
+            cycle = _cycle()
+            kept += [[] for _ in range(2 * IDLE_PORTION)]
+            collector.look(busy=False)
+            assert cycle() is None
+        assert gc.isenabled()
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(("busy", "portion"), [(True, PORTION), (False, IDLE_PORTION)])
@@ -135,7 +140,7 @@ async def _summarized(socket: ClientConnection) -> None:
     await socket.close()
 
 
-OURS = (LiveSession, Session, Connection, WireWebSocketProtocol, Speaking)
+OURS = (LiveSession, Session, Connection, WireWebSocketProtocol, Speaking, Forwarder)
 
 
 @pytest.mark.parametrize("leave", [_ended, _lost, _cancelled, _mistaken, _summarized])
@@ -155,25 +160,25 @@ async def test_a_session_that_is_over_is_gone(
             gc.collect()
             gc.disable()
             try:
-                assert [] == _ours()
+                before = _ours()  # of other tests
                 async with live.connect() as socket:
-                    await start(socket, **({"speech": {"enabled": True, "chunks": True}} if spoken else {}))
-                    assert _ours()
+                    await start(socket, **({"speech": {"enabled": True, "format": "pcm"}} if spoken else {}))
+                    await ask(socket, "hello")
+                    made = {type(each) for each in _ours(*before)}
+                    assert made == {LiveSession, Session, Connection, WireWebSocketProtocol} | (
+                        {Speaking, Forwarder} if spoken else set()
+                    )
                     await leave(socket)
                 del socket
-                await _over(live)
-                assert [] == _ours()
+                async with asyncio.timeout(5):
+                    await live.service.empty.wait()
+                    while _ours(*before):
+                        await asyncio.sleep(0.01)
             finally:
                 gc.enable()
 
 
-def _ours() -> list[type]:
-    return [type(each) for each in gc.get_objects() if type(each) in OURS]
-
-
-async def _over(live: Live) -> None:
-    """Wait until the last connection is gone, and with it what it held."""
-    async with asyncio.timeout(5):
-        await live.service.empty.wait()
-        while _ours():
-            await asyncio.sleep(0.01)
+def _ours(*but: object) -> list[object]:
+    """What there is of a session and its connection."""
+    known = set(map(id, but))
+    return [each for each in gc.get_objects() if type(each) in OURS and id(each) not in known]

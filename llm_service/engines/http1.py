@@ -13,8 +13,6 @@ from typing import Any, cast
 import httptools
 import msgspec
 
-from llm_service.write_through import descriptor, write_through
-
 MAX_HEAD_BYTES = 65_536
 # Seconds in which what follows an answer's last word must have come, for its connection to serve again.
 DRAIN_SECONDS = 0.5
@@ -88,7 +86,6 @@ class HTTPConnection(asyncio.Protocol):
         "_answer",
         "_begun",
         "_complete",
-        "_descriptor",
         "_error",
         "_head_bytes",
         "_heard",
@@ -128,7 +125,6 @@ class HTTPConnection(asyncio.Protocol):
         self._lost = lost
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._descriptor: int | None = None
         self._parser: httptools.HttpResponseParser | None = None
         # What the body's parts wait in until somebody takes them. The parser calls `on_body` for each: a list's
         # own method costs a token less than one of ours.
@@ -181,7 +177,7 @@ class HTTPConnection(asyncio.Protocol):
         self._heard_at = self._loop.time()
         if self._transport is None or self._transport.is_closing():
             raise ConnectionResetError
-        write_through(self._transport, self._descriptor, request)
+        self._transport.write(request)
         await self._wait()
         return self._answer
 
@@ -235,7 +231,6 @@ class HTTPConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._descriptor = descriptor(transport)
 
     def data_received(self, data: bytes) -> None:  # noqa: C901 - in one: it runs for every token
         parser = self._parser

@@ -116,7 +116,7 @@ class Answer(AnswerReader):
                 part = _decode_chunk(payload)
             except UNREADABLE:
                 raise self._unreadable() from None
-            if part.error is not _NO_ERROR or part.choices is None:
+            if part.error is not _NO_ERROR or not part.choices:
                 self._check(part, payload)
             if part.usage is not None or part.timings is not None:
                 self._usage = _usage(part)
@@ -159,8 +159,11 @@ class Answer(AnswerReader):
 
     def _check(self, part: _Chunk, payload: bytes) -> None:
         """Raise the error that an event may be, in either of the shapes that there are."""
+        says = bytes(part.error) not in (b"", b"null")
+        if part.choices and not says:
+            return  # some servers send `null` with every token
         try:
-            says = bytes(part.error) not in (b"", b"null") or _decode_kind(payload).object == "error"
+            says = says or _decode_kind(payload).object == "error"
         except UNREADABLE:
             raise self._unreadable() from None
         if says:

@@ -116,6 +116,10 @@ class Forwarder:
         elif self._worker is None:
             self._worker = self._spawn(self._work())
 
+    def leave(self) -> None:
+        """Let go of where audio goes, which holds this; nothing is said after it."""
+        del self._outlet
+
     def hush(self) -> None:
         """Drop what waits and abort what runs: nothing is given after this."""
         self._hushes += 1
