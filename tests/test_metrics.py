@@ -211,7 +211,7 @@ def test_two_services_in_a_process_do_not_mix() -> None:
 
 WORKER = """
 import sys
-from prometheus_client import CollectorRegistry, Gauge, Histogram
+from prometheus_client import CollectorRegistry
 from llm_service.metrics import Measured, Metrics
 metrics = Metrics(CollectorRegistry(), models=["small"])
 response = metrics.for_engine("ollama", "small")
