@@ -159,12 +159,10 @@ class TransportWire:
         self._transport.write(header + data)
 
     def listen(self, pause: Callable[[], None], resume: Callable[[], None], take: Callable[[str], None]) -> None:
-        if self._transport.is_closing():
-            return  # nothing comes any more
         self.pause, self.resume, self.take = pause, resume, take
 
     def leave(self) -> None:
-        """Let go of who listened: nothing more comes."""
+        """Let go of who listened."""
         self.pause = self.resume = _ignore
         self.take = None
 
@@ -251,13 +249,13 @@ class WireWebSocketProtocol(WebSocketsSansIOProtocol):
         try:
             await super().run_asgi()
         finally:
-            self.app = app  # which does not hold this protocol
+            # Both hold this protocol, by way of the application and of who listens.
+            self.app = app
+            self._wire.leave()
         self._drop_in(self.close_timeout + FLUSH_GRACE)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._message_complete()
-        if self._wire is not None:
-            self._wire.leave()
         if self._drop is not None:
             self._drop.cancel()
             self._drop = None
