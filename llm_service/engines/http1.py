@@ -87,6 +87,7 @@ class HTTPConnection(asyncio.Protocol):
         "_begun",
         "_complete",
         "_error",
+        "_failed",
         "_head_bytes",
         "_heard",
         "_heard_at",
@@ -149,7 +150,8 @@ class HTTPConnection(asyncio.Protocol):
         self._keep = False  # the peer keeps the connection open
         self._sated = False  # the rest of the body is not needed
         self._left = False
-        self._error: Exception | None = None
+        self._failed = False
+        self._error: Exception | None = None  # what it failed with
         self._take = None
         self._wanted: TakeBytes | None = None
         self._parts.clear()
@@ -199,8 +201,14 @@ class HTTPConnection(asyncio.Protocol):
         await self._wait()
 
     def leave(self) -> None:
-        """End the exchange: a connection whose answer is over, or soon will be, rests; another is aborted."""
+        """End the exchange: a connection whose answer is over, or soon will be, rests; another is aborted.
+
+        Of who asked nothing is held from now on.
+        """
         self._left = True
+        self._wanted = None
+        # What was raised holds the frames it went through, and they hold this.
+        self.take_error = self._error = None
         if self._complete:
             self._retire()
         elif self._sated:
@@ -316,7 +324,7 @@ class HTTPConnection(asyncio.Protocol):
             self._fail(InvalidHTTP())
 
     def _end(self) -> None:
-        if self._complete or self._error is not None:
+        if self._complete or self._failed:
             return
         self._complete = True
         self._take = None
@@ -341,8 +349,9 @@ class HTTPConnection(asyncio.Protocol):
 
     def _fail(self, error: Exception) -> None:
         self._take = None
-        if self._error is None and not self._complete:
-            self._error = error
+        self._parser = None  # it holds this
+        if not (self._failed or self._complete):
+            self._failed, self._error = True, error
             if self._waiter is not None and not self._waiter.done():
                 self._waiter.set_exception(error)
         self.close()

@@ -2,11 +2,13 @@
 
 import asyncio
 import base64
+import gc
 import inspect
 import shutil
 import socket
 import ssl
 import subprocess
+import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -956,3 +958,55 @@ async def test_what_a_taker_raises_is_not_blamed_on_the_engine(fake: FakeServer,
         with pytest.raises(type(error)) as caught:
             await http.stream("/x", b"{}", take)
     assert error is caught.value
+
+
+class TestMemory:
+    @pytest.mark.parametrize("how", ["whole", "refused", "broken", "raised", "cancelled", "silent"])
+    async def test_nothing_of_an_exchange_is_held(self, fake: FakeServer, how: str) -> None:
+        """However it ends, an exchange holds nothing of who asked, nor a connection that serves no more: neither waits
+        for the collector."""
+
+        async def answer(exchange: Exchange) -> None:
+            if how == "whole":
+                await exchange.answer(b"all")
+                return
+            if how == "refused":
+                await exchange.answer(b"no", status=500)
+                return
+            await exchange.start()
+            await exchange.send(b"half")
+            if how == "broken":
+                exchange.reset()
+            else:
+                await exchange.left.wait()
+
+        class Raising(Taken):
+            def __call__(self, part: bytes) -> bool:
+                super().__call__(part)
+                if how == "raised":
+                    raise GenerationFailed("unreadable")
+                return False
+
+        fake.answer = answer
+
+        def connections() -> int:
+            return sum(type(each) is http1.HTTPConnection for each in gc.get_objects())
+
+        gc.collect()
+        gc.disable()
+        others = connections()
+        try:
+            async with opened(fake.url, read_timeout=0.1 if how == "silent" else 5) as http:
+                taken = Raising()
+                asker = weakref.ref(taken)
+                asked = asyncio.create_task(http.stream("/x", b"{}", taken))
+                if how == "cancelled":
+                    await taken.begun.wait()
+                    asked.cancel()
+                await asyncio.wait({asked})
+                assert how == "whole" or asked.cancelled() or asked.exception() is not None
+                del taken, asked
+                await until(lambda: asker() is None)
+                await until(lambda: connections() - others == (how in ("whole", "refused")))
+        finally:
+            gc.enable()
