@@ -214,9 +214,11 @@ class Archive:
             yield
 
     async def _keep_up(self, lost: Callable[[str], None], forgotten: Callable[[str], None]) -> None:
+        # Claims are renewed in time. Where there are none to be had, nothing is due until something changes.
+        every = LOOK_EVERY if self._store.shared else None
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_EVERY):
+                async with asyncio.timeout(every):
                     await self._changed.wait()
             self._changed.clear()
             async with self._forgiven("session_store_behind"):

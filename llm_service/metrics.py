@@ -6,7 +6,6 @@ models is there from the start, at 0, so that a rate is right from the first eve
 """
 
 from bisect import bisect_right
-from collections import Counter as Tally
 from collections.abc import Callable, Collection, Iterable, Sequence
 from operator import sub
 from platform import python_version
@@ -54,12 +53,19 @@ DELAY_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
 class BulkHistogram(Histogram):
     """A histogram that takes many observations at once: one by one, each costs two locks."""
 
-    def observe_many(self, counts: Sequence[int], total: float) -> None:
-        """Add observations whose sum is `total`: `counts` of them in each bucket, the last one's bound infinite."""
-        for bucket, count in zip(self._buckets, counts, strict=True):
-            if count:
-                bucket.inc(count)
-        self._sum.inc(total)
+    def observe_all(self, values: list[float]) -> None:
+        """Add these observations; they are sorted by then."""
+        if not values:
+            return
+        # Sorting them costs less than looking each one's bucket up.
+        values.sort()
+        before = 0
+        for bound, bucket in zip(self._upper_bounds, self._buckets, strict=True):
+            end = bisect_right(values, bound)
+            if end > before:
+                bucket.inc(end - before)
+                before = end
+        self._sum.inc(sum(values))
 
 
 class Measured(msgspec.Struct):
@@ -88,7 +94,7 @@ class ResponseMetrics:
         self,
         first_token: BulkHistogram,
         inter_token: BulkHistogram,
-        durations: dict[Outcome, Histogram],
+        durations: dict[Outcome, BulkHistogram],
         cancel_to_idle: Histogram,
         tokens: dict[TokenType, Counter],
         running: Gauge,
@@ -113,25 +119,24 @@ class ResponseMetrics:
     def settle(self) -> None:
         """Bring the collectors up to now."""
         self._running.set(self.running)
-        tokens: Tally[TokenType] = Tally()
-        gaps: list[float] = []
-        for response in self._ended:
-            self._durations[response.outcome].observe(response.ended - response.started)
-            if response.cancel_to_idle is not None:
-                self._cancel_to_idle.observe(response.cancel_to_idle)
-            if response.times:
-                self._first_token.observe(response.times[0] - response.started)
-                gaps.extend(map(sub, response.times[1:], response.times))
-            tokens.update(response.tokens)
-        self._ended.clear()
+        ended, self._ended = self._ended, []
         self._weight = 0
-        if gaps:
-            # Sorting them costs less than looking each one's bucket up.
-            gaps.sort()
-            ends = [bisect_right(gaps, bound) for bound in INTER_TOKEN_BUCKETS]
-            self._inter_token.observe_many(list(map(sub, [*ends, len(gaps)], [0, *ends])), sum(gaps))
+        for outcome, durations in self._durations.items():
+            durations.observe_all([each.ended - each.started for each in ended if each.outcome == outcome])
+        self._first_token.observe_all([each.times[0] - each.started for each in ended if each.times])
+        for each in ended:
+            if each.cancel_to_idle is not None:
+                self._cancel_to_idle.observe(each.cancel_to_idle)
+        gaps: list[float] = []
+        tokens: dict[TokenType, int] = dict.fromkeys(self._tokens, 0)
+        for each in ended:
+            gaps.extend(map(sub, each.times[1:], each.times))
+            for kind, count in each.tokens.items():
+                tokens[kind] += count
+        self._inter_token.observe_all(gaps)
         for kind, count in tokens.items():
-            self._tokens[kind].inc(count)
+            if count:
+                self._tokens[kind].inc(count)
 
 
 class Metrics:
@@ -145,6 +150,7 @@ class Metrics:
         self._models = frozenset(models)
         self._responses: dict[tuple[str, str], ResponseMetrics] = {}
         self._heard: dict[str, int] = {}  # messages by type, since they were counted last
+        self.measure: Callable[[], None] = lambda: None  # called to bring gauges up to now
         registry.register(_Settling(self.settle))  # before all others: collectors are asked in this order
         self._create_timings(registry)
         self._create_gauges(registry)
@@ -169,7 +175,8 @@ class Metrics:
         return found
 
     def settle(self) -> None:
-        """Count what has ended, as a scrape does; to be called where another process is scraped."""
+        """Measure, and count what has ended, as a scrape does; to be called where another process is scraped."""
+        self.measure()
         for responses in tuple(self._responses.values()):
             responses.settle()
         heard, self._heard = self._heard, {}

@@ -35,13 +35,13 @@ class Outbox:
         "_direct",
         "_finished",
         "_flushed",
-        "_keep_token",
         "_max_bytes",
         "_paused_since",
         "_pending",
         "_pending_bytes",
         "_replay",
         "_seq",
+        "_tokens",
         "_write",
         "_write_binary",
         "_written_before",
@@ -55,7 +55,7 @@ class Outbox:
         self._flushed: Callable[[], None] = _nothing
         self._max_bytes = max_bytes
         self._replay = Replay(max_bytes=replay_bytes)
-        self._keep_token = self._replay.tokens.append
+        self._tokens = self._replay.tokens
         self._pending = _NOTHING
         self._pending_bytes = 0
         self._paused_since: float | None = None
@@ -182,10 +182,10 @@ class Outbox:
         """Put a `Token` of this text: what `put` does, in one call, since there is one for every token."""
         if self._direct:
             # Taken out first: to call what an attribute holds costs more than to call what a name does.
-            write, keep = self._write, self._keep_token
+            write = self._write
             self._seq = seq = self._seq + 1
             write(encode(Token(seq=seq, data=text)))
-            keep(text)
+            self._tokens.append(text)
         else:
             self.put(Token(data=text))
 
@@ -246,7 +246,7 @@ class Outbox:
         frame = encode(event)
         self._write(frame)
         if type(event) is Token:
-            self._keep_token(event.data)
+            self._tokens.append(event.data)
         else:
             self._replay.add(frame)
 

@@ -1,9 +1,11 @@
 """One response while it runs: what was said so far, and its figures at the end."""
 
+from collections.abc import Callable
+
 import msgspec
 
 from llm_service.events import ContextUse, ResponseStats, UserMessage
-from llm_service.generation import Finish, Usage
+from llm_service.generation import Delta, Finish, Usage
 from llm_service.sentences import Chunk
 from llm_service.session_defaults import Choices
 from llm_service.turn import Turn
@@ -40,6 +42,7 @@ class Response(msgspec.Struct):
     choices: Choices
     id: str | None
     started_at: float
+    over: bool = False
     first_token_at: float | None = None
     pieces: list[str] = []  # since the last tools were asked for
     times: list[float] = []  # of every delta since then, reasoning included
@@ -123,3 +126,46 @@ class Response(msgspec.Struct):
             prompt_ms=None if counted.prompt_seconds is None else round(counted.prompt_seconds * 1000, 3),
             estimated=usage is None,
         )
+
+
+class Taker:
+    """Takes a response's deltas from the engine and sends each on, all in one call, until the response is over.
+
+    The answer's text goes to `say`, its reasoning to `think`, and the `clock`'s time of each to `times`. An object with
+    slots: a closure's cells lie apart from each other, and between two tokens of one session those of all others run,
+    so that each costs a token its way from memory.
+    """
+
+    __slots__ = ("_clock", "_pieces", "_response", "_say", "_silent", "_think", "_times")
+
+    def __init__(
+        self,
+        response: Response,
+        *,
+        say: Callable[[str], None],
+        think: Callable[[str], None],
+        clock: Callable[[], float],
+        times: list[float],
+    ) -> None:
+        self._response = response
+        self._say = say
+        self._think = think
+        self._clock = clock
+        self._times = times
+        self._pieces = response.pieces
+        self._silent = response.first_token_at is None
+
+    def take(self, delta: Delta) -> None:
+        """Send it on."""
+        if self._response.over:
+            return
+        self._times.append(self._clock())
+        text = delta.text
+        if delta.thinking:
+            self._think(text)
+            return
+        if self._silent:
+            self._silent = False
+            self._response.first_token_at = self._times[-1]
+        self._pieces.append(text)
+        self._say(text)

@@ -44,7 +44,7 @@ from llm_service.stores import open_store
 # How often connections are looked after and the event loop's delay is measured, in seconds.
 WATCH_INTERVAL = 0.25
 # How often gauges are brought up to now, in seconds; what runs seldom is in no cache, and costs ten times as much.
-MEASURE_INTERVAL = 1.0
+SETTLE_INTERVAL = 1.0
 # WATCH_INTERVAL while it drains, so that the last answer's end is soon followed by the process's.
 DRAIN_INTERVAL = 0.05
 
@@ -145,6 +145,7 @@ class Service:
                 works.append(self._key_file.watch(self._use_keys))
             for work in works:
                 self._stack.callback(tasks.create_task(work).cancel)
+            self.metrics.measure = self._measure
         except BaseException:
             await self._stack.aclose()
             raise
@@ -157,6 +158,7 @@ class Service:
         self.state = "stopped"
         await self._stack.__aexit__(kind, error, traceback)
         self.metrics.settle()
+        self.metrics.measure = lambda: None  # who asks from now on may do so without an event loop
 
     @property
     def health(self) -> EngineHealth | PoolHealth:
@@ -312,7 +314,7 @@ class Service:
         return LiveSession(session, self._workplace, key=key)
 
     async def _watch_connections(self) -> None:
-        interval, measure_at = WATCH_INTERVAL, 0.0
+        interval, settle_at = WATCH_INTERVAL, 0.0
         while True:
             expected = monotonic() + interval
             await asyncio.sleep(interval)
@@ -322,9 +324,9 @@ class Service:
             self.resumption.watch(now)
             self._look_if_empty()
             self.collector.look(busy=not self.idle_work.idle)
-            if now >= measure_at:
-                measure_at = now + MEASURE_INTERVAL
-                self._measure()
+            if self.exposed is not self.registry and now >= settle_at:
+                settle_at = now + SETTLE_INTERVAL
+                self.metrics.settle()  # the scrape of several workers is answered by another process
             interval = DRAIN_INTERVAL if self.state == "draining" else WATCH_INTERVAL
 
     def _watch_each(self, now: float) -> None:
@@ -340,7 +342,6 @@ class Service:
         metrics.sessions_resting.set(self.resumption.resting)
         metrics.sessions_active.set(self.manager.active_sessions)
         self.engines.measure()
-        metrics.settle()  # the scrape of several workers is answered by another process
 
     def _session_defaults(self) -> SessionDefaults:
         settings, opened = self.settings, self.opened

@@ -27,7 +27,7 @@ from llm_service.errors import (
 from llm_service.events import Thinking
 from llm_service.generation import Delta, Finish, GenerationRequest, Message, SamplingParams, TakeDelta
 from llm_service.heard import Heard
-from llm_service.response import Response, SpokenChunk
+from llm_service.response import Response, SpokenChunk, Taker
 from llm_service.sentences import Chunk
 from llm_service.session_config import SessionConfig
 from llm_service.session_defaults import Choices, SessionDefaults
@@ -127,26 +127,16 @@ class Turns:
 
         The answer's text goes to `say`, as a token each. `times` gets the time of each delta.
         """
-        note = times.append
-        if self._response is not None and self._response.number == number:
-            self._response.measure(times)
 
-        def take(delta: Delta) -> None:
-            response = self._response
-            if response is None or response.number != number:
-                return
-            now = clock()
-            note(now)
-            if delta.thinking:
-                if "thinking" in self._choices.events:
-                    send(Thinking(data=delta.text))
-                return
-            if response.first_token_at is None:
-                response.first_token_at = now
-            response.pieces.append(delta.text)
-            say(delta.text)
+        def think(text: str) -> None:
+            if "thinking" in self._choices.events:
+                send(Thinking(data=text))
 
-        return take
+        response = self._response
+        if response is None or response.number != number:
+            return _ignore
+        response.measure(times)
+        return Taker(response, say=say, think=think, clock=clock, times=times).take
 
     def cut(self, number: int, chunk: Chunk) -> events.Chunk | None:
         """Take note of a chunk of the running response, cut to be spoken; returns it as the client is told of it."""
@@ -187,7 +177,7 @@ class Turns:
         self._active_at = now
         if finish.tool_calls:
             return self._ask_tools(response, finish, now)
-        self._response = None
+        self._let_go(response)
         self._conversation.commit(response.text, usage=response.held(finish.usage))
         response.turn = self._conversation.last
         settled = self._settle()
@@ -222,7 +212,7 @@ class Turns:
         return self._fail(response, error, now)
 
     def _fail(self, response: Response, error: FastTalkError, now: float) -> list[Effect]:
-        self._response = None
+        self._let_go(response)
         self._heard.undo(response)
         self._conversation.rollback()
         self.counters.turns -= 1
@@ -455,9 +445,10 @@ class Turns:
 
     def _interrupt(self) -> list[Effect]:
         """Stop the running response, if any; what the client was sent of it, or heard, stays in the history."""
-        response, self._response = self._response, None
+        response = self._response
         if response is None:
             return []
+        self._let_go(response)
         self.counters.generations_cancelled += 1
         if response.uncounted is not None and not self._open_uncounted(response, response.uncounted):
             self._cut_short()
@@ -476,6 +467,10 @@ class Turns:
             return False
         self._begin_turn(response)
         return True
+
+    def _let_go(self, response: Response) -> None:
+        self._response = None
+        response.over = True
 
     def _begin_turn(self, response: Response) -> None:
         self.counters.turns += 1
@@ -521,6 +516,10 @@ class Turns:
     def _error(self, error: FastTalkError, *, id: str | None = None, terminal: bool = False) -> Send:  # noqa: A002
         self.counters.errors += 1
         return Send(events.error_event(error, id=id, terminal=terminal))
+
+
+def _ignore(_: Delta) -> None:
+    """Take what a response that is over is still given."""
 
 
 def _bounds(choices: Choices) -> dict[str, int]:

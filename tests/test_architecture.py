@@ -86,6 +86,7 @@ LEVELS = {
     "engines.permits": 1,
     "engines.prompt_reading": 1,
     "engines.limited": 2,
+    "engines.calls": 1,
     "engines.hearing": 2,
     "engines.loading": 2,
     "engines.protection": 3,

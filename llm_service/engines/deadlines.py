@@ -4,11 +4,11 @@ A stream that is opened and then says nothing is a failure as much as one that b
 and parts of a tool call: the empty deltas with which some APIs begin never get here (`Engine.generate` has none).
 """
 
-import asyncio
 from dataclasses import dataclass
 from time import monotonic
 
 from llm_service.engines.base import Engine
+from llm_service.engines.calls import Call
 from llm_service.engines.rounds import Rounds
 from llm_service.engines.wrapper import EngineWrapper
 from llm_service.errors import EngineError, FirstTokenTimeout, ResponseTimeout, StreamStalled
@@ -74,12 +74,11 @@ class DeadlineEngine(EngineWrapper):
         self._running.add(answer)
         self._rounds.begin()
         try:
-            async with answer.limit:
-                return await self._engine.generate(request, sink)
-        except TimeoutError:
-            if answer.missed is None:
-                raise
-            raise answer.missed from None
+            return await self._engine.generate(request, sink)
+        except BaseException as error:
+            if answer.taken_back(error):
+                raise answer.lateness() from None
+            raise
         finally:
             self._running.discard(answer)
 
@@ -89,22 +88,28 @@ class DeadlineEngine(EngineWrapper):
             if answer.missed is None:
                 answer.missed = self._deadlines.missed(now, answer.begun, answer.last, answer.patience)
                 if answer.missed is not None:
-                    answer.limit.reschedule(asyncio.get_running_loop().time())
+                    answer.give_up()
         return bool(self._running)
 
 
-class _Answer:
+class _Answer(Call):
     """One that runs: `missed` is the error of the deadline it missed."""
 
-    __slots__ = ("begun", "limit", "missed", "patience", "sink")
+    __slots__ = ("begun", "missed", "patience", "sink")
 
     def __init__(self, sink: Sink, patience: float, spent: float) -> None:
+        super().__init__()
         self.sink = sink
         # The whole was begun before this engine was asked; its first token need not come earlier for that.
         self.begun = monotonic() - spent
         self.patience = patience + spent
-        self.limit = asyncio.timeout(None)
         self.missed: EngineError | None = None
+
+    def lateness(self) -> EngineError:
+        """Return the error of the deadline it missed, and hold it no more: its frames hold this."""
+        error, self.missed = self.missed, None
+        assert error is not None
+        return error
 
     @property
     def last(self) -> float | None:

@@ -4,11 +4,11 @@ A ping that goes unanswered proves little: an engine may be too busy for it. One
 meanwhile is frozen, or as good as that.
 """
 
-import asyncio
 from collections.abc import Callable
 from time import monotonic
 
 from llm_service.engines.base import Engine
+from llm_service.engines.calls import Call
 from llm_service.engines.wrapper import EngineWrapper
 from llm_service.errors import EngineTimeout
 from llm_service.generation import Finish, GenerationRequest, Sink
@@ -41,14 +41,12 @@ class HearingEngine(EngineWrapper):
         Raises:
             EngineTimeout: it was given up.
         """
-        task = asyncio.current_task()
-        assert task is not None
-        asked = _Asked(request, sink, task)
+        asked = _Asked(request, sink)
         self._asked.add(asked)
         try:
             finish = await self._engine.generate(request, sink)
         except BaseException as error:
-            if asked.taken_back() and isinstance(error, asyncio.CancelledError):
+            if asked.taken_back(error):
                 raise EngineTimeout(_SILENT) from None
             raise
         else:
@@ -60,18 +58,16 @@ class HearingEngine(EngineWrapper):
                 self._heard_at = asked.heard_at
 
 
-class _Asked:
-    """A request that runs in a task. To cancel that and take it back costs less than `asyncio.timeout`."""
+class _Asked(Call):
+    """A request that runs."""
 
-    __slots__ = ("_before", "_given_up", "_task", "begun", "request", "sink")
+    __slots__ = ("begun", "request", "sink")
 
-    def __init__(self, request: GenerationRequest, sink: Sink, task: "asyncio.Task[object]") -> None:
+    def __init__(self, request: GenerationRequest, sink: Sink) -> None:
+        super().__init__()
         self.request = request
         self.sink = sink
         self.begun = monotonic()
-        self._task = task
-        self._before = task.cancelling()
-        self._given_up = False
 
     @property
     def heard_at(self) -> float:
@@ -80,13 +76,3 @@ class _Asked:
         last = max(times[-1] if times else 0.0, progress)
         # What an attempt before this one left in its sink is none of it.
         return last if last > self.begun else 0.0
-
-    def give_up(self) -> None:
-        """End it, once."""
-        if not self._given_up:
-            self._given_up = True
-            self._task.cancel()
-
-    def taken_back(self) -> bool:
-        """Take the cancelling back, if it was given up; returns whether nobody else cancelled the task."""
-        return self._given_up and self._task.uncancel() <= self._before

@@ -12,7 +12,7 @@ from llm_service.engines.continuation import left_open
 from llm_service.engines.ollama_answer import Answer
 from llm_service.engines.ollama_errors import refusal_error, unsaid
 from llm_service.engines.refusals import UNREADABLE, Refusal, cleaned
-from llm_service.engines.tool_calls import functions
+from llm_service.engines.tool_calls import functions, spelled
 from llm_service.engines.transport import (
     QUICK_SECONDS,
     EngineClient,
@@ -184,10 +184,7 @@ class OllamaEngine:
             options["seed"] = sampling.seed
         chat: dict[str, Any] = {
             "model": request.model,
-            "messages": [
-                message if not message.tool_calls and message.role != "tool" else _with_tools(message)
-                for message in request.messages
-            ],
+            "messages": spelled(request.messages, _with_tools),
             "stream": True,
             # Otherwise Ollama drops the oldest messages of a long prompt, and of a long answer, silently.
             "truncate": False,

@@ -9,7 +9,7 @@ import msgspec
 from llm_service.engines.continuation import left_open
 from llm_service.engines.openai_answer import Answer
 from llm_service.engines.refusals import UNREADABLE, Refusal, refused
-from llm_service.engines.tool_calls import functions, unreadable
+from llm_service.engines.tool_calls import functions, spelled, unreadable
 from llm_service.engines.transport import EngineClient, display_name
 from llm_service.errors import (
     ConfigurationError,
@@ -224,10 +224,7 @@ class OpenAIEngine:
         sampling = request.sampling
         chat: dict[str, Any] = {
             "model": request.model,
-            "messages": [
-                message if not message.tool_calls and message.role != "tool" else _with_tools(message)
-                for message in request.messages
-            ],
+            "messages": spelled(request.messages, _with_tools),
             "stream": True,
             "stream_options": {"include_usage": True},
             "temperature": sampling.temperature,

@@ -1,17 +1,19 @@
 """Tools as Ollama and OpenAI both take them, and the calls that a model makes of them."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 from typing import Any, Literal
 
 import msgspec
 
 from llm_service.engines.refusals import UNREADABLE
 from llm_service.errors import InvalidToolCall
-from llm_service.generation import Tool, ToolCall
+from llm_service.generation import Message, Tool, ToolCall
 
 MAX_CALLS = 64
 MAX_CALLS_BYTES = 1_048_576
 
+_role, _calls = attrgetter("role"), attrgetter("tool_calls")
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 
 
@@ -25,6 +27,16 @@ class Function(msgspec.Struct, gc=False):
 def functions(tools: Iterable[Tool]) -> list[Function]:
     """Return what goes into a request's `tools`."""
     return [Function(tool) for tool in tools]
+
+
+def spelled(
+    messages: Sequence[Message], with_tools: Callable[[Message], dict[str, Any]]
+) -> Sequence[Message | dict[str, Any]]:
+    """Return messages as they go into a request, those that have to do with tools spelled by `with_tools`."""
+    # Nearly every history is of text alone: that is found out without a step of Python's for each message.
+    if "tool" not in map(_role, messages) and not any(map(_calls, messages)):
+        return messages
+    return [with_tools(message) if message.tool_calls or message.role == "tool" else message for message in messages]
 
 
 def unreadable(engine: str, why: str = "") -> InvalidToolCall:
