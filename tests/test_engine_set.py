@@ -38,7 +38,6 @@ async def test_one_of_two_fails() -> None:
         assert (False, True) == (body["engines"]["a"]["healthy"], body["engines"]["b"]["healthy"])
         assert {"a", "b"} == set(body["errors"]["circuit_breakers"])
         assert 200 == (await http.get(live.monitoring_url + "/health/ready")).status_code
-        live.service.engines.measure()
         metrics = (await http.get(live.monitoring_url + "/metrics")).text
         pool.inner["b"].down = True
         await live.service.health.check()

@@ -38,7 +38,6 @@ async def test_a_line_and_its_end() -> None:
         assert error["retry_after"] >= 1
         stats = (await http.get(live.url + "/stats")).json()
         assert ({"waiting": 1, "max_waiting": 1}, 1) == (stats["queue"], stats["engines"]["scripted"]["running"])
-        live.service.engines.measure()
         before = (await http.get(live.monitoring_url + "/metrics")).text
         await send(first, "cancel")
         assert "cancelled" == (await collect(first)).terminal["type"]

@@ -3,9 +3,9 @@
 import msgspec
 import pytest
 
-from llm_service.engines.tool_calls import MAX_CALLS, MAX_CALLS_BYTES, ToolCalls, functions
+from llm_service.engines.tool_calls import MAX_CALLS, MAX_CALLS_BYTES, ToolCalls, functions, spelled
 from llm_service.errors import InvalidToolCall
-from llm_service.generation import ToolCall
+from llm_service.generation import Message, ToolCall
 from tests.engines.requests import WEATHER
 
 
@@ -15,6 +15,20 @@ def test_what_is_sent() -> None:
     described = {"name": "get_weather", "description": "The weather in a city.", "parameters": parameters}
     sent = msgspec.json.decode(msgspec.json.encode(functions([WEATHER])))
     assert [{"type": "function", "function": described}] == sent
+
+
+def test_messages_with_tools_are_spelled() -> None:
+    """Of a history those messages alone that call tools or answer them go out in the API's own shape; one that is text
+    alone goes out as it is."""
+    asks = Message("assistant", "", tool_calls=(ToolCall("1", "f", "{}"),))
+    told = Message("tool", "sun", tool_call_id="1", tool_name="f")
+    text = (Message("system", "be brief"), Message("user", "hi"), Message("assistant", "hello"))
+    assert spelled(text, lambda _: {}) is text
+    for messages in ((*text, asks), (*text, told), (told, *text), (text[0], asks, told, text[1])):
+        sent = spelled(messages, lambda message: {"role": message.role, "own": True})
+        assert len(messages) == len(sent)
+        for message, out in zip(messages, sent, strict=True):
+            assert out == ({"role": message.role, "own": True} if message in (asks, told) else message)
 
 
 def test_parts_are_joined() -> None:
