@@ -267,7 +267,8 @@ class Conversation:
         turn.answer = answer
         turn.interrupted = interrupted
         turn.fold()
-        self._let_wait(self._drop(self._to_drop))
+        if self._to_drop or self.dropped:
+            self._let_wait(self._drop(self._to_drop))
         self._to_drop = 0
         self._head.keep_as_sent()
         if usage is not None and self._is_plausible(usage):

@@ -103,6 +103,7 @@ class HTTPConnection(asyncio.Protocol):
         "_rested",
         "_sated",
         "_silence",
+        "_spare",
         "_take",
         "_transport",
         "_until",
@@ -127,6 +128,7 @@ class HTTPConnection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = None
+        self._spare: httptools.HttpResponseParser | None = None
         # What the body's parts wait in until somebody takes them. The parser calls `on_body` for each: a list's
         # own method costs a token less than one of ours.
         self._parts: list[bytes] = []
@@ -175,7 +177,8 @@ class HTTPConnection(asyncio.Protocol):
         self._until = None
         self._prepare()
         self._wanted = take
-        self._parser = httptools.HttpResponseParser(self)
+        # Of an answer that was whole the parser takes the next.
+        self._parser, self._spare = self._spare or httptools.HttpResponseParser(self), None
         self._heard_at = self._loop.time()
         if self._transport is None or self._transport.is_closing():
             raise ConnectionResetError
@@ -328,7 +331,7 @@ class HTTPConnection(asyncio.Protocol):
             return
         self._complete = True
         self._take = None
-        self._parser = None
+        self._spare, self._parser = self._parser, None
         self._wake()
         if self._left:
             self._retire()
@@ -349,7 +352,7 @@ class HTTPConnection(asyncio.Protocol):
 
     def _fail(self, error: Exception) -> None:
         self._take = None
-        self._parser = None  # it holds this
+        self._parser = self._spare = None  # they hold this
         if not (self._failed or self._complete):
             self._failed, self._error = True, error
             if self._waiter is not None and not self._waiter.done():

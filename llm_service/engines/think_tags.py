@@ -56,6 +56,10 @@ class ThinkTags:
             if self._step is ThinkTags._begin:
                 self._pass_on(self._held)
             self._take(delta)
+        elif delta.text[:1].isalnum() and self._step is ThinkTags._begin and not self._held:
+            # Nearly every answer begins with a word, and so without any tag.
+            self._pass_on("")
+            self._take(delta)
         else:
             self._look(delta.text)
 
