@@ -171,8 +171,7 @@ class Conversation:
 
     def needs_count(self, text: str, *, context_window: int, max_tokens: int) -> bool:
         """Whether the exact number of this message's tokens could change what is kept of the history."""
-        most = self.tokens + self._slack() + most_tokens(text)
-        return most > self._high_water * _budget(context_window, max_tokens)
+        return self._at_most(most_tokens(text)) > self._high_water * _budget(context_window, max_tokens)
 
     def begin(
         self,
@@ -204,8 +203,7 @@ class Conversation:
         turn.most = roughly_most_tokens(text) if exact is None else exact
         self._ratio_before = self._ratio.bytes_per_token
         self._to_drop = self._turns_to_drop(turn.tokens, turn.most, context_window, max_tokens)
-        near = self._to_drop or self.tokens + self._slack() + turn.most + max_tokens > context_window
-        if exact is None and near:
+        if exact is None and (self._to_drop or self._at_most(turn.most) + max_tokens > context_window):
             turn.most = most_tokens(text)
             self._to_drop = self._turns_to_drop(turn.tokens, turn.most, context_window, max_tokens)
         self._open = turn
@@ -369,10 +367,8 @@ class Conversation:
 
         `fewest` is what it has at least, where the engine itself refuses what is too long: only that is certain.
         """
-        needed, limit = self._head.size + likely, _room(context_window)
-        if fewest is not None:
-            needed = self._head.fewest + fewest
-        if needed > limit:
+        needed = self._head.size + likely if fewest is None else self._head.fewest + fewest
+        if needed > _room(context_window):
             raise ContextOverflow(
                 f"the message and the system prompt need {'about' if fewest is None else 'more than'} {needed} tokens, "
                 f"and the context window has {context_window}; send a shorter message"
@@ -384,7 +380,7 @@ class Conversation:
         By what is likely for the marks, and by what may be at most for the window itself.
         """
         budget, low, messages = _budget(context_window, max_tokens), self._low_water, self._history.messages + 1
-        size, bound = self.tokens + likely, self.tokens + self._slack() + most
+        size, bound = self.tokens + likely, self._at_most(most)
         room = _room(context_window)
         if size <= self._high_water * budget and bound <= room and messages <= self._max_messages:
             return 0
@@ -402,9 +398,9 @@ class Conversation:
             messages -= past.messages
         return len(self._history.turns)
 
-    def _slack(self) -> int:
-        """How many tokens more than `tokens` system prompt and history may have."""
-        return self._head.slack + self._history.slack
+    def _at_most(self, more: int) -> int:
+        """How many tokens system prompt and history have at most, and so many `more`."""
+        return self._head.size + self._head.slack + self._history.tokens + self._history.slack + more
 
     def _open_size(self) -> tuple[int, int]:
         """Return what the open turn has, tools included: likely, and at most."""

@@ -67,12 +67,14 @@ class Replay:
 
     def add(self, frame: bytes) -> None:
         """Keep the newest event, which is no token."""
-        number = self.seq + 1
-        if self.tokens:
+        tokens = self.tokens
+        if tokens:
             self._keep(self._first, self._run())
-            self.tokens.clear()
-        self._keep(number, frame)
-        self._first = number + 1
+            self._first += len(tokens)
+            tokens.clear()
+        self._entries.append((self._first, frame))
+        self._bytes += _OVERHEAD + len(frame)
+        self._first += 1
         while self._bytes > self._max_bytes:
             self._drop_oldest()
 

@@ -858,4 +858,4 @@ def test_what_no_engine_counted_is_held_for_the_most_it_can_be() -> None:
     assert sum(len(message.content.encode()) for message in prompt.messages) <= 1024
     assert prompt.dropped_turns > 0
     conversation.commit("好", usage=Usage(prompt_tokens=300, completion_tokens=1))
-    assert (0, 301) == (conversation._slack(), conversation.tokens)
+    assert (301, 301) == (conversation._at_most(0), conversation.tokens)

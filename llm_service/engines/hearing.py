@@ -46,6 +46,7 @@ class HearingEngine(EngineWrapper):
         try:
             finish = await self._engine.generate(request, sink)
         except BaseException as error:
+            self._heard_at = max(self._heard_at, asked.heard_at)
             if asked.taken_back(error):
                 raise EngineTimeout(_SILENT) from None
             raise
@@ -54,8 +55,6 @@ class HearingEngine(EngineWrapper):
             return finish
         finally:
             self._asked.discard(asked)
-            if asked.heard_at > self._heard_at:
-                self._heard_at = asked.heard_at
 
 
 class _Asked(Call):
