@@ -13,8 +13,10 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import cast
 
 from dotenv import dotenv_values
 
@@ -191,11 +193,25 @@ def _websocket(options: argparse.Namespace) -> int:
             folder = os.environ[MULTIPROCESS_FOLDER] = stack.enter_context(tempfile.TemporaryDirectory())
         # What is imported stays: to look through it for garbage again and again takes a twentieth of the start.
         gc.disable()
-        from llm_service import running
+        # Of structlog, which imports it for tracebacks of its own; that takes as much again.
+        with _without("rich"):
+            from llm_service import running
 
         gc.freeze()
         gc.enable()
         return running.run(settings, metrics_folder=folder)
+
+
+@contextlib.contextmanager
+def _without(package: str) -> Generator[None, None, None]:
+    """Let the block import nothing of a package that what it imports can do without."""
+    known = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == package}
+    sys.modules[package] = cast("ModuleType", None)
+    try:
+        yield
+    finally:
+        del sys.modules[package]
+        sys.modules.update(known)
 
 
 def _reload(options: argparse.Namespace) -> int:

@@ -236,6 +236,18 @@ class TestTest:
         assert f"✗ engine: no Ollama answers at {url}; start it, or set OLLAMA_BASE_URL" == output.splitlines()[-1]
 
 
+# A start that ends at a port that is taken, and what was imported for it.
+STARTED = """
+import sys
+from llm_service.cli import main
+try:
+    main(["websocket", "--host", "127.0.0.1", "--port", sys.argv[1]])
+except SystemExit:
+    print(sorted(name for name in sys.modules if name.partition(".")[0] == "rich"))
+import rich
+"""
+
+
 class TestWebSocket:
     def test_a_taken_port(self, run: Run) -> None:
         """A port that is taken is one line, and exit status 1."""
@@ -248,6 +260,21 @@ class TestWebSocket:
                 log.configure("WARNING", "console")
         assert (1, "", 1) == (status, output, errors.count("\n"))
         assert errors.startswith(f"error: LLM_PORT={port}: cannot listen on 127.0.0.1:{port} (")
+
+    def test_the_start_imports_nothing_for_terminals(self) -> None:
+        """What draws in terminals takes time to import, and the service does without; it is there for others."""
+        with bind("127.0.0.1", 0, setting="LLM_PORT") as taken:
+            taken.listen()
+            done = subprocess.run(
+                [sys.executable, "-c", STARTED, str(taken.getsockname()[1])],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=True,
+            )
+        assert "[]\n" == done.stdout
+        assert "cannot listen" in done.stderr
 
     def test_one_process_shares_no_metrics(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         """A folder for shared metrics that somebody left in the environment is not written to."""
