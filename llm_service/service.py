@@ -43,7 +43,7 @@ from llm_service.stores import open_store
 
 # How often connections are looked after and the event loop's delay is measured, in seconds.
 WATCH_INTERVAL = 0.25
-# How often gauges are brought up to now, in seconds; what runs seldom is in no cache, and costs ten times as much.
+# How often what is counted is written down for the other workers, in seconds; one process counts when it is scraped.
 SETTLE_INTERVAL = 1.0
 # WATCH_INTERVAL while it drains, so that the last answer's end is soon followed by the process's.
 DRAIN_INTERVAL = 0.05
@@ -156,9 +156,11 @@ class Service:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.state = "stopped"
-        await self._stack.__aexit__(kind, error, traceback)
-        self.metrics.settle()
-        self.metrics.measure = lambda: None  # who asks from now on may do so without an event loop
+        try:
+            await self._stack.__aexit__(kind, error, traceback)
+        finally:
+            self.metrics.settle()
+            self.metrics.measure = lambda: None  # who asks from now on may do so without an event loop
 
     @property
     def health(self) -> EngineHealth | PoolHealth:

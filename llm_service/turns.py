@@ -1,8 +1,8 @@
 """The turns of a session, while it lasts: what the user says in, what the engine is asked and the client is told out.
 
 Pure, as the session is. At most one response runs. Each ends by exactly one terminal event (`response_complete`,
-`cancelled` or `error`), and nothing of it is said after that: what the engine still delivers for an ended response is
-ignored by its number.
+`cancelled` or `error`), and nothing of it is said after that: what the engine still delivers for a response that
+is over is ignored.
 """
 
 from collections.abc import Callable

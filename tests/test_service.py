@@ -1,6 +1,7 @@
 """What one process shares: its start, its end, and what it tells of itself."""
 
 import asyncio
+import contextlib
 import io
 import json
 import sys
@@ -13,6 +14,7 @@ from llm_service.config import Settings
 from llm_service.engines import OpenedEngine
 from llm_service.engines.scripted import Fault, ScriptedEngine
 from llm_service.errors import EngineUnavailable, GenerationFailed
+from llm_service.metrics import render
 from llm_service.service import Service
 from tests.live import ask, live_service, opened, send, start
 
@@ -100,6 +102,24 @@ async def test_a_background_task_that_fails(monkeypatch: pytest.MonkeyPatch) -> 
             await asyncio.Event().wait()
     assert caught.group_contains(RuntimeError, match="a bug")
     assert engine.closed
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_its_figures_outlast_it(monkeypatch: pytest.MonkeyPatch, *, fails: bool) -> None:
+    """What it counted can be read when it is over, however it ended, without its event loop as well."""
+    monkeypatch.setattr("llm_service.engine_health.INTERVAL", 0.001)
+    engine = RecordingEngine(models=())
+    service = service_of(engine)
+
+    async def run() -> None:
+        async with asyncio.timeout(10), service:
+            if fails:
+                engine.failure = RuntimeError("a bug")
+                await asyncio.Event().wait()
+
+    with pytest.raises(ExceptionGroup) if fails else contextlib.nullcontext():
+        asyncio.run(run())
+    assert b"fasttalk_event_loop_tasks " in render(service.registry)
 
 
 async def test_info() -> None:

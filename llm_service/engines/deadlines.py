@@ -81,6 +81,7 @@ class DeadlineEngine(EngineWrapper):
             raise
         finally:
             self._running.discard(answer)
+            answer.leave()
 
     def _look(self) -> bool:
         now = monotonic()

@@ -55,6 +55,7 @@ class HearingEngine(EngineWrapper):
             return finish
         finally:
             self._asked.discard(asked)
+            asked.leave()
 
 
 class _Asked(Call):

@@ -217,6 +217,7 @@ class EngineClient:
                     if connection.answered or monotonic() - asked > _CLOSING_SECONDS:
                         raise
                     # It was being closed from the other side: most likely nobody looked at the request.
+                    connection.leave()
                     connection = None
             if connection is None:
                 connection = await self._connect()

@@ -1,6 +1,7 @@
 """A call that is given up is told from one whose task somebody cancelled."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -21,6 +22,8 @@ async def _called(wait: Callable[[], Awaitable[object]], calls: list[Call]) -> N
         if call.taken_back(error):
             raise Overdue from None
         raise
+    finally:
+        call.leave()
 
 
 async def _begun(calls: list[Call], count: int) -> None:
@@ -109,3 +112,41 @@ async def test_another_error() -> None:
     with pytest.raises(ValueError, match="broken"):
         await task
     assert 0 == task.cancelling()
+
+
+async def test_what_comes_in_the_same_moment() -> None:
+    """An answer that is there by then, and whose task is only to go on, is not thrown away."""
+    calls: list[Call] = []
+    answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def waiting() -> None:
+        await answer
+
+    task = asyncio.create_task(_called(waiting, calls))
+    await _begun(calls, 1)
+    answer.set_result(None)
+    calls[0].give_up()
+    await task
+    assert 0 == task.cancelling()
+
+
+async def test_one_that_takes_no_notice() -> None:
+    """A call that ends well though it was given up leaves no cancel to what its task does next."""
+    calls: list[Call] = []
+    left: list[int] = []
+
+    async def stubborn() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await _never()
+
+    async def whole() -> None:
+        await _called(stubborn, calls)
+        task = asyncio.current_task()
+        assert task is not None
+        left.append(task.cancelling())
+
+    task = asyncio.create_task(whole())
+    await _begun(calls, 1)
+    calls[0].give_up()
+    await task
+    assert [0] == left

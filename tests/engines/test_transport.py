@@ -960,19 +960,31 @@ async def test_what_a_taker_raises_is_not_blamed_on_the_engine(fake: FakeServer,
     assert error is caught.value
 
 
-class TestMemory:
-    @pytest.mark.parametrize("how", ["whole", "refused", "broken", "raised", "cancelled", "silent"])
-    async def test_nothing_of_an_exchange_is_held(self, fake: FakeServer, how: str) -> None:
-        """However it ends, an exchange holds nothing of who asked, nor a connection that serves no more: neither waits
-        for the collector."""
+class Raising(Taken):
+    """Takes a body, and finds it unreadable if it is to."""
 
-        async def answer(exchange: Exchange) -> None:
-            if how == "whole":
-                await exchange.answer(b"all")
-                return
-            if how == "refused":
-                await exchange.answer(b"no", status=500)
-                return
+    def __init__(self, *, raises: bool) -> None:
+        super().__init__()
+        self.raises = raises
+
+    def __call__(self, part: bytes) -> bool:
+        super().__call__(part)
+        if self.raises:
+            raise GenerationFailed("unreadable")
+        return False
+
+
+def _ends(fake: FakeServer, how: str) -> Callable[[Exchange], Awaitable[None]]:
+    """Return what answers so that an exchange ends in this way."""
+
+    async def answer(exchange: Exchange) -> None:
+        if how == "whole" or (how == "again" and len(fake.exchanges) != 2):
+            await exchange.answer(b"all")
+        elif how == "again":
+            exchange.reset()
+        elif how == "refused":
+            await exchange.answer(b"no", status=500)
+        else:
             await exchange.start()
             await exchange.send(b"half")
             if how == "broken":
@@ -980,33 +992,36 @@ class TestMemory:
             else:
                 await exchange.left.wait()
 
-        class Raising(Taken):
-            def __call__(self, part: bytes) -> bool:
-                super().__call__(part)
-                if how == "raised":
-                    raise GenerationFailed("unreadable")
-                return False
+    return answer
 
-        fake.answer = answer
 
-        def connections() -> int:
-            return sum(type(each) is http1.HTTPConnection for each in gc.get_objects())
+def _connections() -> int:
+    return sum(type(each) is http1.HTTPConnection for each in gc.get_objects())
 
-        gc.collect()
-        gc.disable()
-        others = connections()
-        try:
-            async with opened(fake.url, read_timeout=0.1 if how == "silent" else 5) as http:
-                taken = Raising()
-                asker = weakref.ref(taken)
-                asked = asyncio.create_task(http.stream("/x", b"{}", taken))
-                if how == "cancelled":
-                    await taken.begun.wait()
-                    asked.cancel()
-                await asyncio.wait({asked})
-                assert how == "whole" or asked.cancelled() or asked.exception() is not None
-                del taken, asked
-                await until(lambda: asker() is None)
-                await until(lambda: connections() - others == (how in ("whole", "refused")))
-        finally:
-            gc.enable()
+
+@pytest.mark.parametrize("how", ["whole", "again", "refused", "broken", "raised", "cancelled", "silent"])
+async def test_nothing_of_an_exchange_is_held(fake: FakeServer, how: str) -> None:
+    """However it ends, an exchange holds nothing of who asked, nor a connection that serves no more: neither waits for
+    the collector."""
+    fake.answer = _ends(fake, how)
+    gc.collect()
+    gc.disable()
+    others = _connections()
+    try:
+        async with opened(fake.url, read_timeout=0.1 if how == "silent" else 5) as http:
+            if how == "again":
+                # The next request meets a connection that is just being closed, and is sent on another.
+                await read(http)
+            taken = Raising(raises=how == "raised")
+            asker = weakref.ref(taken)
+            asked = asyncio.create_task(http.stream("/x", b"{}", taken))
+            if how == "cancelled":
+                await taken.begun.wait()
+                asked.cancel()
+            await asyncio.wait({asked})
+            assert how in ("whole", "again") or asked.cancelled() or asked.exception() is not None
+            del taken, asked
+            await until(lambda: asker() is None)
+            await until(lambda: _connections() - others == (how in ("whole", "again", "refused")))
+    finally:
+        gc.enable()
