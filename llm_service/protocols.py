@@ -263,6 +263,8 @@ class WireWebSocketProtocol(WebSocketsSansIOProtocol):
             # uvicorn says 1005, which stands for a client that closed, without a code; this one was lost.
             self.queue.put_nowait({"type": "websocket.disconnect", "code": _LOST})
         super().connection_lost(exc)
+        # There is nothing more to parse, and websockets' parser and what it parses for hold each other.
+        self.conn.parser.close()
 
     def keepalive_timeout(self) -> None:
         """Close with a code that says "connect again"; uvicorn's own says that the server failed."""

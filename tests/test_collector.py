@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Generator
 
 import pytest
 from websockets.asyncio.client import ClientConnection
+from websockets.server import ServerProtocol
 
 from llm_service.collector import GROWN, IDLE_PORTION, OVERDUE, PORTION, Collector
 from llm_service.connection import Connection
@@ -140,7 +141,7 @@ async def _summarized(socket: ClientConnection) -> None:
     await socket.close()
 
 
-OURS = (LiveSession, Session, Connection, WireWebSocketProtocol, Speaking, Forwarder)
+OURS = (LiveSession, Session, Connection, WireWebSocketProtocol, ServerProtocol, Speaking, Forwarder)
 
 
 @pytest.mark.parametrize("leave", [_ended, _lost, _cancelled, _mistaken, _summarized])
@@ -165,7 +166,7 @@ async def test_a_session_that_is_over_is_gone(
                     await start(socket, **({"speech": {"enabled": True, "format": "pcm"}} if spoken else {}))
                     await ask(socket, "hello")
                     made = {type(each) for each in _ours(*before)}
-                    assert made == {LiveSession, Session, Connection, WireWebSocketProtocol} | (
+                    assert made == {LiveSession, Session, Connection, WireWebSocketProtocol, ServerProtocol} | (
                         {Speaking, Forwarder} if spoken else set()
                     )
                     await leave(socket)
