@@ -193,7 +193,7 @@ def _websocket(options: argparse.Namespace) -> int:
             folder = os.environ[MULTIPROCESS_FOLDER] = stack.enter_context(tempfile.TemporaryDirectory())
         # What is imported stays: to look through it for garbage again and again takes a twentieth of the start.
         gc.disable()
-        # Of structlog, which imports it for tracebacks of its own; that takes as much again.
+        # structlog would import it, for tracebacks that the service's log has none of.
         with _without("rich"):
             from llm_service import running
 
