@@ -99,13 +99,12 @@ class LiveSession:
     __slots__ = (
         "_asides",
         "_context",
-        "_freed",
         "_listener",
         "_log",
         "_meter",
+        "_one_at_a_time",
         "_responder",
         "_speaking",
-        "_streaming",
         "_tasks",
         "_workplace",
         "attached_at",
@@ -130,8 +129,7 @@ class LiveSession:
         self._asides = Asides(workplace.engine, workplace.idle_work, workplace.metrics, reads_on=workplace.reads_on)
         self._responder: asyncio.Task[None] | None = None
         self._speaking: Speaking | None = None  # made for the first response that is spoken
-        self._streaming = False
-        self._freed: asyncio.Future[None] | None = None  # what the next response waits for, where one must
+        self._one_at_a_time = asyncio.Lock()
         self._meter: ResponseMeter | None = None
         # Its tasks run in no connection's context, and log in that of the session.
         self._context = contextvars.copy_context()
@@ -343,9 +341,9 @@ class LiveSession:
     async def _respond(self, effect: Generate) -> None:
         session, number = self.session, effect.response
         try:
-            while self._streaming:
-                await self._wait_until_freed()
-            finish = await self._stream(effect)
+            # The engine is freed of the last response before it is asked for the next.
+            async with self._one_at_a_time:
+                finish = await self._stream(effect)
         except asyncio.CancelledError:
             self._log_response(effect, "cancelled", self._last_answer())
             raise
@@ -363,18 +361,6 @@ class LiveSession:
         self.carry_out(effects)
         self._workplace.changed(self)
 
-    async def _wait_until_freed(self) -> None:
-        """Wait until the engine is freed of the last response: only then is it asked for the next."""
-        if self._freed is None:
-            self._freed = asyncio.get_running_loop().create_future()
-        await asyncio.shield(self._freed)
-
-    def _free(self) -> None:
-        self._streaming = False
-        freed, self._freed = self._freed, None
-        if freed is not None:
-            freed.set_result(None)
-
     def _log_response(self, effect: Generate, outcome: str, answer: str, **fields: str) -> None:
         """One line a response; what was said is in it by its length alone, unless LOG_PROMPTS is set."""
         prompt = effect.request.messages[-1].content
@@ -386,7 +372,6 @@ class LiveSession:
 
     async def _stream(self, effect: Generate) -> Finish:
         workplace = self._workplace
-        self._streaming = True
         try:
             measured = workplace.metrics.for_engine(workplace.engine.name, effect.request.model)
             with workplace.idle_work.turn(), ResponseMeter(measured) as meter:
@@ -402,7 +387,6 @@ class LiveSession:
                     self._speaking.finish(final=not finish.tool_calls)
         finally:
             self._meter = None
-            self._free()
         return finish
 
     def _asks(self, model: str, meter: ResponseMeter, engine: str) -> None:

@@ -72,8 +72,7 @@ class Replay:
             self._keep(self._first, self._run())
             self._first += len(tokens)
             tokens.clear()
-        self._entries.append((self._first, frame))
-        self._bytes += _OVERHEAD + len(frame)
+        self._keep(self._first, frame)
         self._first += 1
         while self._bytes > self._max_bytes:
             self._drop_oldest()

@@ -38,23 +38,13 @@ def _never() -> Awaitable[object]:
 async def test_one_that_is_given_up() -> None:
     """It ends once, however often it is given up, and nothing of the cancel is left in its task."""
     calls: list[Call] = []
-    left: list[int] = []
-
-    async def whole() -> None:
-        try:
-            await _called(_never, calls)
-        finally:
-            task = asyncio.current_task()
-            assert task is not None
-            left.append(task.cancelling())
-
-    task = asyncio.create_task(whole())
+    task = asyncio.create_task(_called(_never, calls))
     await _begun(calls, 1)
     calls[0].give_up()
     calls[0].give_up()
     with pytest.raises(Overdue):
         await task
-    assert [0] == left
+    assert 0 == task.cancelling()
 
 
 async def test_a_cancel_counts_more() -> None:
@@ -133,20 +123,13 @@ async def test_what_comes_in_the_same_moment() -> None:
 async def test_one_that_takes_no_notice() -> None:
     """A call that ends well though it was given up leaves no cancel to what its task does next."""
     calls: list[Call] = []
-    left: list[int] = []
 
     async def stubborn() -> None:
         with contextlib.suppress(asyncio.CancelledError):
             await _never()
 
-    async def whole() -> None:
-        await _called(stubborn, calls)
-        task = asyncio.current_task()
-        assert task is not None
-        left.append(task.cancelling())
-
-    task = asyncio.create_task(whole())
+    task = asyncio.create_task(_called(stubborn, calls))
     await _begun(calls, 1)
     calls[0].give_up()
     await task
-    assert [0] == left
+    assert 0 == task.cancelling()
