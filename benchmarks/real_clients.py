@@ -31,14 +31,14 @@ class _Reading:
             self._first = self._first or self._last
             self._pieces.append(text)
 
-    def end(self, tokens: int, prompt_tokens: int, cached: int | None, finish: str) -> None:
+    def end(self, tokens: int, prompt_tokens: int, cached: int | None, finish: str, engine_ms: float | None) -> None:
         text = "".join(self._pieces)
         if tokens < 2 or not text.strip() or self._last <= self._first:
             self.fail(f"the answer is too short to be measured: {tokens} tokens, {text[:100]!r}")
         elif not self.done.done():
             ttft, seconds = self._first - self._asked, self._last - self._first
-            answer = Answer(ttft * 1000, (tokens - 1) / seconds, tokens, prompt_tokens, cached, finish, len(text))
-            self.done.set_result(answer)
+            rate, ttft_ms = (tokens - 1) / seconds, ttft * 1000
+            self.done.set_result(Answer(ttft_ms, rate, tokens, prompt_tokens, cached, finish, len(text), engine_ms))
 
     def fail(self, reason: str) -> None:
         if not self.done.done():
@@ -50,6 +50,13 @@ class _Stats(msgspec.Struct):
     prompt_tokens: int = 0
     cached_tokens: int | None = None
     finish_reason: str = ""
+    load_ms: float = 0.0
+    prompt_ms: float | None = None
+
+    @property
+    def engine_ms(self) -> float | None:
+        """What the engine says that it took before it could write a word."""
+        return None if self.prompt_ms is None else self.load_ms + self.prompt_ms
 
 
 class _Event(msgspec.Struct):
@@ -104,7 +111,13 @@ class ThroughService(picows.WSListener):
                 reading.text(event.data)
             case "response_complete" if reading is not None:
                 stats = event.stats
-                reading.end(stats.tokens_generated, stats.prompt_tokens, stats.cached_tokens, stats.finish_reason)
+                reading.end(
+                    stats.tokens_generated,
+                    stats.prompt_tokens,
+                    stats.cached_tokens,
+                    stats.finish_reason,
+                    stats.engine_ms,
+                )
             case "session_started" | "session_configured":
                 if self._session is not None and not self._session.done():
                     self._session.set_result(None)
@@ -140,15 +153,22 @@ class _Usage(msgspec.Struct):
     prompt_tokens_details: _Details = msgspec.field(default_factory=_Details)
 
 
+class _Timings(msgspec.Struct):
+    prompt_ms: float | None = None
+
+
 class _Part(msgspec.Struct):
-    """A line of either protocol."""
+    """A line of either protocol; Ollama's durations are in nanoseconds."""
 
     choices: list[_Choice] = []
     usage: _Usage | None = None
+    timings: _Timings | None = None
     message: _Content | None = None
     done_reason: str = ""
     prompt_eval_count: int = 0
     eval_count: int = 0
+    load_duration: int = 0
+    prompt_eval_duration: int | None = None
     error: msgspec.Raw = msgspec.Raw()
 
 
@@ -165,6 +185,7 @@ class Direct(HTTPClient):
         self._reading: _Reading | None = None
         self._counts: tuple[int, int, int | None] = (0, 0, None)
         self._finish = ""
+        self._engine_ms: float | None = None
         authorization = f"Authorization: Bearer {target.key}\r\n" if target.key else ""
         self._head = (
             f"POST {target.path} HTTP/1.1\r\nHost: 127.0.0.1:{target.engine_port}\r\nAccept: */*\r\n"
@@ -184,7 +205,7 @@ class Direct(HTTPClient):
         body = _encode(self._target.body(prompt, self._max_tokens))
         request = f"{self._head}{len(body)}\r\n\r\n".encode() + body
         self._parser = httptools.HttpResponseParser(self)
-        self._rest, self._counts, self._finish = b"", (0, 0, None), ""
+        self._rest, self._counts, self._finish, self._engine_ms = b"", (0, 0, None), "", None
         self._reading = _Reading()
         self._transport.write(request)
         return await self._reading.done
@@ -204,7 +225,7 @@ class Direct(HTTPClient):
     def on_message_complete(self) -> None:
         assert self._reading is not None
         if self._parser.get_status_code() == 200:
-            self._reading.end(*self._counts, self._finish)
+            self._reading.end(*self._counts, self._finish, self._engine_ms)
         else:
             self._reading.fail(f"the engine answered with HTTP {self._parser.get_status_code()}: {self._rest[:300]!r}")
 
@@ -220,5 +241,9 @@ class Direct(HTTPClient):
         if part.usage is not None:
             usage = part.usage
             self._counts = usage.completion_tokens, usage.prompt_tokens, usage.prompt_tokens_details.cached_tokens
+        if part.timings is not None:
+            self._engine_ms = part.timings.prompt_ms
         if part.done_reason:
             self._finish, self._counts = part.done_reason, (part.eval_count, part.prompt_eval_count, None)
+            if part.prompt_eval_duration is not None:
+                self._engine_ms = (part.load_duration + part.prompt_eval_duration) / 1e6

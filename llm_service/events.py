@@ -230,8 +230,9 @@ class Context(_ServerEvent, tag="context"):
 class ResponseStats(msgspec.Struct, omit_defaults=True):
     """Of one response. Token counts are the engine's; `estimated` marks those of an engine that does not count.
 
-    `cached_tokens` of the prompt's were in the engine's cache; `prompt_ms` is what it took to read the others.
-    Neither is there where the engine does not tell.
+    `cached_tokens` of the prompt's were in the engine's cache; `prompt_ms` is what it took to read the others, and
+    `load_ms` what passed before that until the model was there: seconds where it had to be loaded. None of them is
+    there where the engine does not tell.
     """
 
     tokens_generated: int
@@ -243,6 +244,7 @@ class ResponseStats(msgspec.Struct, omit_defaults=True):
     context: ContextUse
     cached_tokens: int | None = None
     prompt_ms: float | None = None
+    load_ms: float | None = None
     estimated: bool = False
 
 

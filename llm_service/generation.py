@@ -84,14 +84,15 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
 class Usage(msgspec.Struct, frozen=True, gc=False):
     """Tokens as the engine counted them; `prompt_tokens` are all of the prompt's, those found in a cache included.
 
-    `cached_tokens`, and the `prompt_seconds` the engine took to read what was not cached, are None where it
-    does not tell.
+    `cached_tokens`, the `prompt_seconds` the engine took to read what was not cached, and the `load_seconds` before
+    that until the model was there for it, are None where it does not tell.
     """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int | None = None
     prompt_seconds: float | None = None
+    load_seconds: float | None = None
 
 
 class Finish(msgspec.Struct, frozen=True, gc=False):

@@ -116,16 +116,21 @@ class Response(msgspec.Struct):
             tokens_per_second=round(tokens / seconds, 3) if seconds > 0 else 0.0,
             finish_reason="length" if finish.reason == "length" else "stop",
             prompt_tokens=counted.prompt_tokens,
-            time_to_first_token_ms=None if first is None else round((first - self.started_at) * 1000, 3),
+            time_to_first_token_ms=_milliseconds(None if first is None else first - self.started_at),
             context=ContextUse(
                 used=counted.prompt_tokens + counted.completion_tokens,
                 limit=context_window,
                 dropped=dropped_turns,
             ),
             cached_tokens=counted.cached_tokens,
-            prompt_ms=None if counted.prompt_seconds is None else round(counted.prompt_seconds * 1000, 3),
+            prompt_ms=_milliseconds(counted.prompt_seconds),
+            load_ms=_milliseconds(counted.load_seconds),
             estimated=usage is None,
         )
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 3)
 
 
 class Taker:

@@ -36,7 +36,17 @@ SAMPLES: list[events.ServerEvent] = [
     events.ResponseComplete(stats=STATS),
     events.ResponseComplete(
         stats=events.ResponseStats(
-            1, 2.5, 3.5, "length", 4, 9.5, events.ContextUse(5, 8192, 0), cached_tokens=0, prompt_ms=1.5, estimated=True
+            1,
+            2.5,
+            3.5,
+            "length",
+            4,
+            9.5,
+            events.ContextUse(5, 8192, 0),
+            cached_tokens=0,
+            prompt_ms=1.5,
+            load_ms=2.5,
+            estimated=True,
         ),
         id="u",
     ),

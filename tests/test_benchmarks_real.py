@@ -14,9 +14,9 @@ from llm_service.engines.openai import OpenAIEngine
 from llm_service.generation import GenerationRequest, Message, SamplingParams
 
 
-def answer(ttft: float = 100.0, rate: float = 50.0, tokens: int = 64) -> Answer:
+def answer(ttft: float = 100.0, rate: float = 50.0, tokens: int = 64, engine_ms: float | None = None) -> Answer:
     """Make up an answer."""
-    return Answer(ttft, rate, tokens, prompt_tokens=40, cached=None, finish="length", characters=300)
+    return Answer(ttft, rate, tokens, 40, cached=None, finish="length", characters=300, engine_ms=engine_ms)
 
 
 def pairs(added: float, ratio: float, count: int = 6) -> list[Pair]:
@@ -112,6 +112,18 @@ class TestEstimate:
         assert (125, 127) == (row.direct_ttft_ms, row.service_ttft_ms)
         assert 6 == row.same_length
 
+    def test_what_the_engine_tells_is_taken_out(self) -> None:
+        """However long the engine reads, what is beside that is the same; one that does not tell leaves it open."""
+        read = [(80.0, 20.0), (30.0, 90.0), (50.0, 50.0)]
+        told = [Pair("direct", answer(10 + a, engine_ms=a), answer(12 + b, engine_ms=b)) for a, b in read]
+        row = real_figures.row("x", "an engine", told)
+        assert Estimate(2, 2, 2) == row.added_beside_ms
+        assert row.added_ttft_ms is not None
+        assert row.added_ttft_ms.high > 50
+        cells = [cell.strip() for cell in real_figures.table([row]).splitlines()[2].strip("|").split("|")]
+        assert ["+2.00 (+2.00 to +2.00)", "met"] == cells[5:7]
+        assert real_figures.row("x", "an engine", [*told, *pairs(0, 1, 1)]).added_beside_ms is None
+
 
 class TestVerdict:
     """Met or not, and whether that is sure."""
@@ -156,14 +168,14 @@ class TestWhatIsShown:
         """Medians, differences with their interval, and whether the goals are met."""
         line = next(line for line in real_figures.table(self.rows).splitlines() if line.startswith("| llama.cpp"))
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        assert ["6", "125.00", "129.00", "+4.00 (+4.00 to +4.00)", "not met"] == cells[1:6]
-        assert ["47.5", "47.5", "1.000 (1.000-1.000)", "met"] == cells[6:]
+        assert ["6", "125.00", "129.00", "+4.00 (+4.00 to +4.00)", "-", "not met"] == cells[1:7]
+        assert ["47.5", "47.5", "1.000 (1.000-1.000)", "met"] == cells[7:]
 
     def test_a_control_has_no_goals(self) -> None:
         """It has figures, which no goal is for."""
         line = real_figures.table([real_figures.row("control", "control", pairs(added=0, ratio=1))]).splitlines()[2]
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        assert ["-", "-"] == [cells[5], cells[9]]
+        assert ["-", "-"] == [cells[6], cells[10]]
 
     def test_a_missing_engine_says_how_to_get_it(self) -> None:
         """The row is there, and so is the advice; one that failed says why."""
@@ -209,6 +221,7 @@ def test_a_real_run(tmp_path: Path) -> None:
             assert side.ttft_ms > 0
             assert side.tokens_per_second > 0
             assert side.characters > 0
+            assert side.engine_ms
             assert 16 == side.tokens
             assert "length" == side.finish
         # The same length of prompt, and as much of it in the cache.

@@ -92,8 +92,10 @@ LONG: list[tuple[events.ServerEvent, dict[str, Any]]] = [
     (events.ResponseStarted(id="u-1"), {"id": "u-1"}),
     (events.Queued(position=2, id="u-1"), {"position": 2, "id": "u-1"}),
     (
-        events.ResponseComplete(stats=_response_stats(cached_tokens=0, prompt_ms=1.5, estimated=True), id="u-1"),
-        {"id": "u-1", "stats": {**STATS, "cached_tokens": 0, "prompt_ms": 1.5, "estimated": True}},
+        events.ResponseComplete(
+            stats=_response_stats(cached_tokens=0, prompt_ms=1.5, load_ms=2.5, estimated=True), id="u-1"
+        ),
+        {"id": "u-1", "stats": {**STATS, "cached_tokens": 0, "prompt_ms": 1.5, "load_ms": 2.5, "estimated": True}},
     ),
     (
         events.Audio(chunk=3, format="pcm", sample_rate=8000, data=b"\0\1\xff", last=True),

@@ -39,10 +39,11 @@ class _Line(msgspec.Struct, gc=False):
 
 
 class _Last(msgspec.Struct):
-    """What the line that is `done` has as well; `prompt_eval_duration` is in nanoseconds."""
+    """What the line that is `done` has as well; durations are in nanoseconds."""
 
     done: bool = False
     done_reason: str = ""
+    load_duration: int | None = None
     prompt_eval_count: int | None = None
     prompt_eval_duration: int | None = None
     eval_count: int | None = None
@@ -131,5 +132,13 @@ class Answer(AnswerReader):
 def _usage(last: _Last) -> Usage | None:
     if last.prompt_eval_count is None and last.eval_count is None:
         return None
-    seconds = None if last.prompt_eval_duration is None else last.prompt_eval_duration / 1e9
-    return Usage(last.prompt_eval_count or 0, last.eval_count or 0, prompt_seconds=seconds)
+    return Usage(
+        last.prompt_eval_count or 0,
+        last.eval_count or 0,
+        prompt_seconds=_seconds(last.prompt_eval_duration),
+        load_seconds=_seconds(last.load_duration),
+    )
+
+
+def _seconds(nanoseconds: int | None) -> float | None:
+    return None if nanoseconds is None else nanoseconds / 1e9

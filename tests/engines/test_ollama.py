@@ -184,10 +184,10 @@ class TestAnswers:
         answering(fake, lines(said("a"), {"done": True, "done_reason": told}))
         assert Finish(reason) == (await collect(stream(engine, a_request())))[2]  # type: ignore[arg-type]
 
-    async def test_prompt_seconds(self, fake: FakeServer, engine: OllamaEngine) -> None:
-        """Ollama tells in nanoseconds how long it read the prompt; what it had cached it does not tell."""
-        answering(fake, lines({**DONE, "prompt_eval_duration": 250_000_000}))
-        assert Usage(7, 3, None, 0.25) == (await collect(stream(engine, a_request())))[2].usage
+    async def test_durations(self, fake: FakeServer, engine: OllamaEngine) -> None:
+        """Ollama tells in nanoseconds how long it loaded and read the prompt; what it had cached it does not tell."""
+        answering(fake, lines({**DONE, "load_duration": 1_500_000_000, "prompt_eval_duration": 250_000_000}))
+        assert Usage(7, 3, None, 0.25, 1.5) == (await collect(stream(engine, a_request())))[2].usage
 
     @pytest.mark.parametrize("size", [None, 1])
     async def test_tags(self, fake: FakeServer, engine: OllamaEngine, size: int | None) -> None:
@@ -600,6 +600,7 @@ class TestRealOllama:
         assert finish.usage is not None
         assert finish.usage.prompt_tokens > 100
         assert finish.usage.prompt_seconds
+        assert finish.usage.load_seconds
         assert "tool_calls" == finish.reason
         (call,) = finish.tool_calls
         assert ("get_weather", {"city": "Paris"}) == (call.name, msgspec.json.decode(call.arguments))
