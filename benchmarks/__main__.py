@@ -6,10 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks import context, guard, peers, real, report, speech, suite
-from benchmarks.processes import ROOT, BenchmarkFailed
-from benchmarks.reliability import parts
-from benchmarks.systems import SYSTEMS, chosen
+try:
+    from benchmarks import context, guard, peers, real, report, speech, suite
+    from benchmarks.processes import ROOT, BenchmarkFailed
+    from benchmarks.reliability import parts
+    from benchmarks.systems import SYSTEMS, chosen
+except ModuleNotFoundError as missing:
+    sys.exit(
+        f"error: {missing}: the benchmarks need the tools for development; ./run-tests.sh --version installs them into "
+        ".venv, whose Python is to be used: .venv/bin/python -m benchmarks"
+    )
 
 
 def main() -> int:
@@ -37,7 +43,9 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="measure everything; print a table, write JSON and plots")
     run.add_argument("--quick", action="store_true", help="one short round without LiteLLM, under 90 seconds")
     run.add_argument("--only", default="", help=f"of {', '.join(system.name for system in SYSTEMS)}; comma-separated")
-    run.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="where results are written")
+    run.add_argument(
+        "--out", type=Path, help="where results are written; default: docs/benchmarks for all of it, else nowhere"
+    )
     run.set_defaults(run=_run)
     check = commands.add_parser("guard", help="fail if CPU per word ÷ the floor's has grown by more than 25 %%")
     check.add_argument("--write", action="store_true", help="write the value that later runs are compared with")
@@ -55,8 +63,11 @@ def _run(options: argparse.Namespace) -> int:
     systems = chosen(options.only or ("service,floor,naive,engine" if options.quick else ""))
     rows, idle = suite.run(systems, suite.QUICK if options.quick else suite.FULL)
     print(report.table(rows, idle))
-    for path in report.write(options.out, rows, idle, sys.argv[1:]):
-        print(f"wrote {report.show(path)}", file=sys.stderr)
+    # What is committed is one whole run: a part of one must not take its place unasked.
+    folder = options.out or (None if options.quick or options.only else ROOT / "docs" / "benchmarks")
+    if folder is not None:
+        for path in report.write(folder, rows, idle, sys.argv[1:]):
+            print(f"wrote {report.show(path)}", file=sys.stderr)
     return 0 if rows else 1
 
 

@@ -439,6 +439,7 @@ def aliases(variable: str) -> tuple[str, ...]:
 def shown(settings: Settings) -> dict[str, Any]:
     """Return the settings by variable, as JSON values, with secrets masked."""
     values = settings.model_dump(mode="json")
+    values["redis_url"] = settings.redis_url.get_secret_value()  # what of it is secret is masked as in any URL
     return {name.upper(): _masked(value) for name, value in values.items()}
 
 

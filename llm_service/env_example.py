@@ -20,7 +20,7 @@ HEADINGS = {
 # Of these the presence alone says something, whatever the value.
 UNSET = {
     "LLM_MODEL": "given, llama_cpp takes it for the .gguf file to use; left out, it takes the model it comes with",
-    "DEFAULT_TEMPERATURE": "left out, the model that comes with the service takes 0.2, as its makers advise",
+    "DEFAULT_TEMPERATURE": "left out, the model that comes with the service takes 0",
     "CUDA_VISIBLE_DEVICES": "given and empty, CUDA hides every GPU",
 }
 # Read by libraries and never by this service.

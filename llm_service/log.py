@@ -121,10 +121,16 @@ def get_logger(name: str) -> FilteringBoundLogger:
 
 
 def take_over(*names: str) -> None:
-    """Let loggers of libraries that bring handlers of their own, as huggingface_hub does at import, use ours alone."""
-    for logger in map(logging.getLogger, names):
+    """Let loggers of libraries that bring handlers and levels of their own use ours alone.
+
+    Some bring them only when they are imported: huggingface_hub does.
+    """
+    for name in names:
+        logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
+        if name in _LEAST:
+            logger.setLevel(max(logging.getLogger().level, _LEAST[name]))
 
 
 class _Form:

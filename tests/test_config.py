@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from llm_service import config, env_example
 from llm_service.config import Settings, aliases, shown, variables
+from llm_service.engines.model_files import BUNDLED_TEMPERATURE
 from llm_service.errors import ConfigurationError
 
 # The defaults of FastTalk 1.x, read by its clients' deployments.
@@ -265,11 +266,13 @@ def test_secrets_are_masked() -> None:
             "TTS_ENDPOINTS": "espeak,openai=http://me:hush-4@host/v1",
             "TTS_WEBHOOK_SECRET": "hush-5",
             "TTS_API_KEY": "hush-6",
+            "REDIS_URL": "redis://:hush-7@redis:6379/1",
         }
     )
 
     assert "hush" not in str(shown(settings))
     assert "http://********@host:1/" == shown(settings)["OLLAMA_BASE_URL"]
+    assert "redis://********@redis:6379/1" == shown(settings)["REDIS_URL"]
     assert "hush" not in re.sub("hush-4", "", repr(settings))
     assert "http://me:hush-4@host:1/" == settings.ollama_base_url
 
@@ -340,6 +343,11 @@ def test_env_example_changes_nothing() -> None:
     assert Settings.load({}) == settings
     assert not settings.llm_model_given
     assert "CUDA_VISIBLE_DEVICES" not in values
+
+
+def test_env_example_knows_the_temperature_of_the_bundled_model() -> None:
+    """What it says of DEFAULT_TEMPERATURE is what the engine does."""
+    assert f" takes {BUNDLED_TEMPERATURE:g}" in env_example.UNSET["DEFAULT_TEMPERATURE"]
 
 
 def test_env_example_uncommented_gives_the_defaults() -> None:

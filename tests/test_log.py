@@ -648,9 +648,11 @@ def test_configuring_again_replaces(json_lines: Lines) -> None:
 
 
 def test_libraries_with_handlers_are_taken_over(json_lines: Lines) -> None:
-    """huggingface_hub's own handler is removed; its records come through ours."""
+    """huggingface_hub's own handler and level are removed: its errors come through ours, what it tries is not heard."""
     logger = logging.getLogger("huggingface_hub")
     logger.addHandler(logging.StreamHandler())
+    logger.setLevel(logging.WARNING)
     log.take_over("huggingface_hub")
+    logging.getLogger("huggingface_hub.utils").warning("retrying")
     logging.getLogger("huggingface_hub.file_download").error("slow")
     assert [line["event"] for line in json_lines()] == ["slow"]

@@ -76,6 +76,7 @@ async def _open_auto(settings: Settings, device: Device) -> OpenedEngine:
     except EngineUnavailable as unavailable:
         why = unavailable.message
         if settings.llm_model_given:
+            _log.warning("model_not_there", model=settings.llm_model, reason=why)
             why += f"; the embedded engine has its own model instead of {settings.llm_model}"
     try:
         return await _open_embedded(settings, device, why)

@@ -4,6 +4,7 @@ import re
 from importlib import metadata
 from pathlib import Path
 
+from llm_service import log
 from llm_service.errors import EngineUnavailable
 
 # The name of the small instruction model that comes as a Python package.
@@ -43,7 +44,10 @@ def locate(name: str, folder: str | Path) -> Path:
     for path in (Path(name).expanduser(), folder / name):
         if path.is_file():
             return checked(path.resolve())
-    raise EngineUnavailable(f"There is no model file '{name}', neither as it stands nor in the folder '{folder}'.")
+    raise EngineUnavailable(
+        f"There is no model file '{name}', neither as it stands nor in the folder '{folder}'. Put it there, or name "
+        "its whole path."
+    )
 
 
 def bundled() -> Path:
@@ -87,6 +91,8 @@ def _hugging_face(owner: str, repo: str, file: str, folder: Path) -> Path:
         return target
     try:
         from huggingface_hub import errors, hf_hub_download
+
+        log.take_over("huggingface_hub")
     except ImportError:
         raise EngineUnavailable(
             f"Downloading '{repo_id}:{file}' needs a package that is not installed: {_INSTALL_EMBEDDED}"

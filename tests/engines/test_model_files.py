@@ -44,7 +44,7 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("name", "words"),
         [
-            ("none.gguf", "There is no model file 'none.gguf'"),
+            ("none.gguf", "There is no model file 'none.gguf', .* Put it there, or name its whole path"),
             ("text.gguf", "is not in the GGUF format"),
             ("llama3.2:1b", "is no model of the embedded engine"),
             ("owner/repo", "is no model of the embedded engine"),

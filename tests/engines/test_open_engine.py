@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from llm_service import engines
 from llm_service.config import Settings
@@ -100,13 +101,21 @@ class TestAuto:
         assert 1 == len(embedded)
 
     async def test_a_model_by_name(self, fake: FakeServer, embedded: list[tuple[Path, dict[str, Any]]]) -> None:
-        """A model that Ollama does not have is not had by asking for it: the embedded engine answers, and says why."""
+        """A model that Ollama does not have is not had by asking for it: the embedded engine answers, and says why.
+
+        The log warns of it, since another model answers than the one that was named; without a name nobody is warned.
+        """
         ollama(fake, "other")
-        async with opening(OLLAMA_BASE_URL=fake.url, LLM_MODEL="x") as opened:
-            assert ("llama_cpp", BUNDLED) == (opened.provider, opened.model)
-            why = f"the Ollama at {fake.url} has no model 'x'; run: ollama pull x"
-            assert f"{why}; the embedded engine has its own model instead of x" == opened.reason
-        assert 1 == len(embedded)
+        why = f"the Ollama at {fake.url} has no model 'x'; run: ollama pull x"
+        with structlog.testing.capture_logs() as lines:
+            async with opening(OLLAMA_BASE_URL=fake.url, LLM_MODEL="x") as opened:
+                assert ("llama_cpp", BUNDLED) == (opened.provider, opened.model)
+                assert f"{why}; the embedded engine has its own model instead of x" == opened.reason
+            async with opening(OLLAMA_BASE_URL=fake.url):
+                pass
+        warned = [line for line in lines if line["log_level"] == "warning"]
+        assert [{"event": "model_not_there", "model": "x", "reason": why, "log_level": "warning"}] == warned
+        assert 2 == len(embedded)
 
     async def test_a_gguf_file(
         self, fake: FakeServer, embedded: list[tuple[Path, dict[str, Any]]], tmp_path: Path
