@@ -95,6 +95,11 @@ class Response(msgspec.Struct):
         self.earlier_deltas += len(self.times)
         self.times = times
 
+    def rest(self) -> None:
+        """Let go of the parts of an answer that is over: the session keeps it for as long as it may be heard."""
+        self.pieces = [self.text]
+        self.measure([])
+
     def step(self, usage: Usage | None, now: float) -> None:
         """Take note that what was said so far is followed by calls of tools."""
         self.earlier_chars += len(self.text)

@@ -187,6 +187,7 @@ class Turns:
             context_window=response.choices.window,
             dropped_turns=self._conversation.dropped_turns,
         )
+        response.rest()
         self.counters.tokens_generated += stats.tokens_generated
         self.counters.generations_completed += 1
         effects: list[Effect] = [Send(events.ResponseComplete(stats=stats, id=response.id))]
@@ -457,6 +458,7 @@ class Turns:
         response.turn, response.interrupted = self._conversation.last, True
         self._cut_short()
         self.counters.tokens_generated += response.deltas  # the engine was not asked for its count
+        response.rest()
         return [Stop(response.number), *self._dropped()]
 
     def _open_uncounted(self, response: Response, message: events.UserMessage) -> bool:

@@ -225,6 +225,21 @@ def test_a_response() -> None:
     assert session.running is None
 
 
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_an_answer_that_is_over_is_kept_in_one_piece(cancelled: bool) -> None:
+    """It may still be heard, but its parts and their times are not kept for that; their number is."""
+    session = _busy()
+    say(session, 1, Delta("lo."), 3.0)
+    newest = session._heard.newest
+    assert newest is not None
+    deltas = newest.deltas
+    if cancelled:
+        session.receive(Cancel(), 4.0)
+    else:
+        session.finished(1, STOPPED, 4.0)
+    assert (["Hello."], [], 6, deltas) == (newest.pieces, newest.times, newest.chars, newest.deltas)
+
+
 def test_stats_of_an_engine_that_does_not_count() -> None:
     """Without the engine's count the number of deltas stands there, marked as an estimate."""
     session = _active()
