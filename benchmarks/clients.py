@@ -17,6 +17,9 @@ from benchmarks.script import Script
 
 Kind = Literal["websocket", "sse"]
 
+# Each session's answers have seeds of their own, so many.
+_SEEDS = 10_000
+
 
 class Turn(msgspec.Struct):
     """One answer as it arrived: times of the shared clock, one for each word; `error` says what was wrong."""
@@ -30,7 +33,10 @@ class Turn(msgspec.Struct):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What a load generator is to do. Idle sessions start and say nothing; `turns` 0 means until stopped."""
+    """What a load generator is to do. Idle sessions start and say nothing; `turns` 0 means until stopped.
+
+    Sessions that have had their `turns` and that `stay` are silent then until they are stopped.
+    """
 
     kind: Kind
     port: int
@@ -42,8 +48,14 @@ class Plan(msgspec.Struct, frozen=True):
     ramp: float = 1.0
     idle: bool = False
     turns: int = 0
+    stay: bool = False
     first_seed: int = 1
     key: str = "none"
+
+
+def session_of(seed: int) -> int:
+    """Return which session of a plan an answer is of, by its seed."""
+    return seed // _SEEDS
 
 
 class Session:
@@ -51,7 +63,7 @@ class Session:
 
     def __init__(self, plan: Plan, number: int, started: Callable[[], None]) -> None:
         self._plan = plan
-        self._seed = plan.first_seed + number * 10_000
+        self._seed = plan.first_seed + number * _SEEDS
         self._started: Callable[[], None] | None = started
         self._script = Script(0)
         self._pieces: list[str] = []

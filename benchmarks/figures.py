@@ -1,11 +1,11 @@
 """From records to figures: percentiles, what was added to the engine's own times, medians of rounds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 
 import msgspec
 
-from benchmarks.clients import Turn
+from benchmarks.clients import Turn, session_of
 
 # By seed: when the engine had the request, and when it wrote each word.
 EngineLog = dict[int, tuple[float, list[float]]]
@@ -40,18 +40,21 @@ class Sample(msgspec.Struct, frozen=True):
 
 
 class Row(msgspec.Struct, frozen=True):
-    """The samples of one system under one load.
+    """The samples of one system under one load, of so many sessions.
 
-    `over_floor` and `first_over_direct` are the medians of the rounds' own ratios and differences.
+    `over_floor` are the rounds' own ratios, and `first_over_direct` the median of their differences. `note` says what
+    went wrong; `failed`, that it did so while it was measured.
     """
 
     system: str
     title: str
     load: str
+    sessions: int
     samples: list[Sample]
-    over_floor: float | None = None
+    over_floor: list[float] = []
     first_over_direct: Spread | None = None
     note: str = ""
+    failed: bool = False
 
     @property
     def middle(self) -> Sample | None:
@@ -104,7 +107,10 @@ def added_first(turns: Sequence[Turn], log: EngineLog, begin: float) -> list[flo
 
 
 def gaps(turns: Sequence[Turn], log: EngineLog, begin: float, end: float) -> tuple[list[float], list[float]]:
-    """Return the gaps between the words that arrived in the window, and the engine's own of the same words."""
+    """Return the gaps between the words that arrived in the window, and the engine's own of the same words.
+
+    Of a word that was sent and is still due at the end, what passed until then counts where it is the longer one.
+    """
     seen, own = [], []
     for turn in turns:
         sent = log.get(turn.seed, (0.0, []))[1]
@@ -112,7 +118,23 @@ def gaps(turns: Sequence[Turn], log: EngineLog, begin: float, end: float) -> tup
             if begin <= turn.arrivals[index - 1] and turn.arrivals[index] < end:
                 seen.append(turn.arrivals[index] - turn.arrivals[index - 1])
                 own.append(sent[index] - sent[index - 1])
+        next_ = sum(at < end for at in turn.arrivals)
+        if 0 < next_ < len(sent) and sent[next_] < end and begin <= turn.arrivals[next_ - 1]:
+            waited, engine = end - turn.arrivals[next_ - 1], sent[next_] - sent[next_ - 1]
+            if waited > engine:
+                seen.append(waited)
+                own.append(engine)
     return seen, own
+
+
+def silent(turns: Sequence[Turn], begin: float, end: float) -> int:
+    """Count the sessions that got no word in a window of time."""
+    sessions, heard = set(), set()
+    for turn in turns:
+        sessions.add(session_of(turn.seed))
+        if any(begin <= at < end for at in turn.arrivals):
+            heard.add(session_of(turn.seed))
+    return len(sessions - heard)
 
 
 def delays(turns: Sequence[Turn], log: EngineLog, begin: float, end: float) -> list[float]:
@@ -125,27 +147,21 @@ def delays(turns: Sequence[Turn], log: EngineLog, begin: float, end: float) -> l
     ]
 
 
-def ratios(tested: Sequence[Sample], floor: Sequence[Sample]) -> list[float]:
-    """Return each round's CPU per word ÷ the floor's."""
+def ratios(tested: Mapping[int, Sample], floor: Mapping[int, Sample]) -> list[float]:
+    """Return the CPU per word ÷ the floor's of the rounds that have both: drift hits both of a pair alike."""
     return [
-        sample.cpu_us_per_word / other.cpu_us_per_word
-        for sample, other in zip(tested, floor, strict=False)
-        if other.cpu_us_per_word
+        round(tested[number].cpu_us_per_word / floor[number].cpu_us_per_word, 3)
+        for number in sorted(tested.keys() & floor.keys())
+        if floor[number].cpu_us_per_word
     ]
 
 
-def paired_ratio(tested: Sequence[Sample], floor: Sequence[Sample]) -> float | None:
-    """Return the median of the rounds' own ratios: drift hits both of a pair alike."""
-    pairs = ratios(tested, floor)
-    return round(median(pairs), 3) if pairs else None
-
-
-def paired_first(tested: Sequence[Sample], direct: Sequence[Sample]) -> Spread | None:
+def paired_first(tested: Mapping[int, Sample], direct: Mapping[int, Sample]) -> Spread | None:
     """Return how much later the first word comes than from the engine asked directly: the median of the rounds.
 
     Client, kernel and engine take their time on a direct way, too; what is left is what lies between.
     """
-    pairs = [(sample.first, other.first) for sample, other in zip(tested, direct, strict=False)]
+    pairs = [(tested[number].first, direct[number].first) for number in sorted(tested.keys() & direct.keys())]
     if not pairs:
         return None
     return Spread(

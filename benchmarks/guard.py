@@ -28,10 +28,10 @@ class Baseline(msgspec.Struct, frozen=True):
 
 
 def measured(rounds: int = _ROUNDS) -> list[float]:
-    """Return the ratios of alternating rounds."""
+    """Return the ratios of rounds, in which neither always follows the other."""
     raise_file_limit()
     where = cores()
-    samples: dict[str, list[Sample]] = {"service": [], "floor": []}
+    samples: dict[str, dict[int, Sample]] = {"service": {}, "floor": {}}
     with tempfile.TemporaryDirectory(prefix="fasttalk-guard-") as name:
         folder = Path(name)
         tested, floor = chosen("service,floor")
@@ -40,10 +40,10 @@ def measured(rounds: int = _ROUNDS) -> list[float]:
             running(tested, process, where, folder) as one,
             running(floor, process, where, folder) as other,
         ):
-            for _ in range(rounds):
-                for target in (one, other):
+            for number in range(rounds):
+                for target in (other, one) if number % 2 else (one, other):
                     sample = measure(target, process, _LOAD, where, folder, _SECONDS)
-                    samples[target.system.name].append(sample)
+                    samples[target.system.name][number] = sample
     return ratios(samples["service"], samples["floor"])
 
 
@@ -70,6 +70,9 @@ def guard(*, write: bool) -> int:
         print(f"CPU per word is {median(found):.2f} × the floor; no value is committed: run it with --write")
         return 1
     baseline = msgspec.json.decode(BASELINE.read_bytes(), type=Baseline)
+    if (baseline.sessions, baseline.words_per_second) != (_LOAD.sessions, _LOAD.rate):
+        print("the committed value is of another load; run it with --write")
+        return 1
     passed, line = verdict(median(found), baseline)
     if not passed:
         # What else ran on the machine may have hit the service alone; what is dearer is so the second time, too.

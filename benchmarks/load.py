@@ -77,6 +77,8 @@ async def run(plan: Plan, stop: asyncio.Event, streaming: asyncio.Event) -> Reco
 def _over(plan: Plan, sessions: list[Session]) -> bool:
     if any(session.failure for session in sessions):
         return True
+    if plan.stay:
+        return False
     return bool(plan.turns) and all(
         len(session.turns) == plan.turns and session.turns[-1].complete for session in sessions
     )

@@ -63,7 +63,7 @@ def cores() -> Cores:
 
 
 def machine() -> dict[str, str | int]:
-    """Describe this machine, for whoever reads the numbers."""
+    """Describe this machine, for whoever reads the numbers; to be asked before anything is measured."""
     model = "unknown"
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):

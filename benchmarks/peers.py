@@ -19,13 +19,13 @@ _SECONDS = 600
 
 
 def setup() -> None:
-    """Install the peer, from the lock where there is one.
+    """Install the peer, as locked.
 
     Raises:
         subprocess.CalledProcessError: it cannot be installed.
     """
     uv = shutil.which("uv")
-    wanted = ["--require-hashes", "-r", str(_LOCK)] if _LOCK.exists() else [f"litellm[proxy]=={LITELLM}"]
+    wanted = ["--require-hashes", "-r", str(_LOCK)]
     python = _FOLDER / "bin" / "python"
     if uv is not None:
         commands = [

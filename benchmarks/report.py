@@ -4,14 +4,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import msgspec
 
 from benchmarks.figures import Row, Sample
-from benchmarks.measure import machine
 from benchmarks.processes import ROOT
-from benchmarks.runs import LOADS
+from benchmarks.runs import LOADS, SATURATED
 
 _COLUMNS = (
     "system", "sessions × words/s", "µs CPU/word", "× floor", "words/s", "busy", "TTFT + p50/p99 ms",
@@ -20,9 +20,9 @@ _COLUMNS = (
 
 
 class Idle(msgspec.Struct, frozen=True):
-    """Memory of one idle session in KiB, by system, and the service's seconds from start to ready."""
+    """Memory of one idle session in KiB, by system and how many answers it had, and the service's seconds to ready."""
 
-    idle_kib: dict[str, float]
+    idle_kib: dict[str, dict[int, float]]
     ready_seconds: float | None
 
 
@@ -39,11 +39,28 @@ def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
 def table(rows: Sequence[Row], idle: Idle) -> str:
     """Return the table as Markdown, which reads well in a terminal, too."""
     text = aligned([_COLUMNS, *map(_cells, rows)])
-    for system, kib in idle.idle_kib.items():
-        text.append(f"\nidle session, {system}: {kib:g} KiB")
+    text += [f"\n{row.title}, {_offered(row)}: {row.note}" for row in rows if row.note and row.samples]
+    text += _saturation(rows)
+    for system, found in idle.idle_kib.items():
+        told = ", ".join(f"{kib:g} KiB {_after(answers)}" for answers, kib in found.items())
+        text.append(f"\nidle session, {system}: {told}")
     if idle.ready_seconds is not None:
         text.append(f"\nready after start: {idle.ready_seconds:g} s")
     return "\n".join(text)
+
+
+def _after(answers: int) -> str:
+    return f"after {answers} answer{'s' * (answers > 1)} of 100 words" if answers else "before anything was said"
+
+
+def _saturation(rows: Sequence[Row]) -> list[str]:
+    """Tell of whom took all that was offered: what arrived is not what it can do, but its cost says what a core can."""
+    return [
+        f"\n{row.title}, {_offered(row)}: not saturated, {sample.busy:.0%} busy; at that cost a whole core takes "
+        f"{1e6 / sample.cpu_us_per_word:,.0f} words/s"
+        for row in rows
+        if row.load == "saturated" and (sample := row.middle) is not None and sample.busy < SATURATED
+    ]
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -56,10 +73,10 @@ def _cells(row: Row) -> tuple[str, ...]:
         row.title,
         _offered(row),
         f"{sample.cpu_us_per_word:.1f}{spread}",
-        "-" if row.over_floor is None else f"{row.over_floor:.2f}",
+        _ratio(row.over_floor),
         f"{sample.words_per_second:,.0f}",
         f"{sample.busy:.0%}",
-        f"{sample.first.p50:.2f} / {sample.first.p99:.2f}",
+        f"{sample.first.p50:.2f} / {sample.first.p99:.2f}" if LOADS[row.load].begins else "-",
         "-" if row.first_over_direct is None else f"{row.first_over_direct.p50:.2f} / {row.first_over_direct.p99:.2f}",
         f"{sample.gap.p50:.2f} / {sample.gap.p99:.2f}",
         f"{sample.delay.p50:.2f} / {sample.delay.p99:.2f}",
@@ -67,22 +84,29 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
+def _ratio(pairs: Sequence[float]) -> str:
+    if not pairs:
+        return "-"
+    return f"{median(pairs):.2f}" + (f" ({min(pairs):.2f}-{max(pairs):.2f})" if len(pairs) > 1 else "")
+
+
 def _offered(row: Row) -> str:
-    load = LOADS[row.load]
-    return f"{load.sessions:,} × {load.rate:,g}"
+    return f"{row.sessions:,} × {LOADS[row.load].rate:,g}"
 
 
-def write(folder: Path, rows: Sequence[Row], idle: Idle, arguments: Sequence[str]) -> list[Path]:
-    """Write results.json, table.md and the plots; return what was written."""
+def write(
+    folder: Path, rows: Sequence[Row], idle: Idle, described: dict[str, str | int], arguments: Sequence[str]
+) -> list[Path]:
+    """Write results.json, table.md and the plots; return what was written. `described` is the machine."""
     folder.mkdir(parents=True, exist_ok=True)
     command = "python -m benchmarks " + " ".join(arguments)
-    about = {"command": command, "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": machine()}
+    about = {"command": command, "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": described}
     results = {**about, "python": sys.version.split()[0], "rows": rows, "idle": idle}
     data = folder / "results.json"
     data.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n")
     page = folder / "table.md"
-    described = "\n".join(f"- {name}: {value}" for name, value in machine().items())
-    page.write_text(f"# One run\n\n`{command}`, {about['at']}\n\n{described}\n\n{table(rows, idle)}\n")
+    lines = "\n".join(f"- {name}: {value}" for name, value in described.items())
+    page.write_text(f"# One run\n\n`{command}`, {about['at']}\n\n{lines}\n\n{table(rows, idle)}\n")
     return [data, page, *_plots(folder, rows)]
 
 

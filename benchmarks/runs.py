@@ -19,6 +19,7 @@ from benchmarks.figures import (
     delays,
     gaps,
     over,
+    silent,
     spread,
     words_between,
 )
@@ -31,6 +32,11 @@ _decode_log = msgspec.msgpack.Decoder(EngineLog).decode
 _decode_record = msgspec.msgpack.Decoder(Record).decode
 # Seconds between "all stream" and the window, for the last handshakes' work to be over.
 _SETTLE = 0.3
+# Of sessions that are idle when they have had an answer: words a second until then, seconds over which they come in,
+# and seconds that they are left in peace.
+_IDLE_RATE, _IDLE_RAMP, _IDLE_REST = 50.0, 6.0, 2.0
+# Of its core; a system that is busier is late because it can't do more.
+SATURATED = 0.95
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,8 @@ class Load:
     """So many sessions; the engine makes `rate` words a second for each, answers of `words` words.
 
     `window` is the seconds it is measured for: those of an answer at least, so that the beginnings of all are
-    in it alike, and longer where the 99th percentile of the first words is asked for: it needs many.
+    in it alike, and longer where the 99th percentile of the first words is asked for: it needs many. `begins`: False
+    where no answer begins in it.
     """
 
     name: str
@@ -48,6 +55,7 @@ class Load:
     ttft: float = 0.05
     longest_ramp: float = 5.0
     window: float = 3.0
+    begins: bool = True
 
     @property
     def ramp(self) -> float:
@@ -59,18 +67,18 @@ class Load:
         return replace(self, sessions=min(self.sessions, sessions)) if sessions else self
 
 
-# "saturated" offers more than most systems here take: what arrives is what they can do. All its sessions are
-# in before the first word comes, since a saturated peer accepts nobody.
+# "saturated" offers more than most systems here take: of one that is busy all the time, what arrives is what it can
+# do. All its sessions are in before the first word comes, since a saturated peer accepts nobody.
 LOADS = {
     load.name: load
     for load in (
         Load("1", 1, 50),
         Load("10", 10, 50),
         Load("100", 100, 50, window=10.0),
-        Load("100 slow", 100, 10),
+        Load("100 slow", 100, 10, window=12.0),
         Load("100 fast", 100, 150),
         Load("1000", 1000, 20, window=6.0),
-        Load("saturated", 100, 1000, words=20_000, ttft=1.0, longest_ramp=0.4),
+        Load("saturated", 100, 1000, words=20_000, ttft=1.0, longest_ramp=0.4, begins=False),
     )
 }
 
@@ -110,7 +118,7 @@ def measure(
     """Put the load on the system and measure for so many seconds.
 
     Raises:
-        BenchmarkFailed: a session was lost, or a text was not exact.
+        BenchmarkFailed: a session was lost or fell silent, or a text was not exact.
     """
     _log(engine_[1])
     plan = Plan(target.system.kind, target.port, target.system.path, load.sessions, load.words, load.rate)
@@ -129,6 +137,8 @@ def measure(
     if not words:
         raise BenchmarkFailed(f"{target.system.name} under {load.name}: no word arrived")
     busy = [(late - early) / (end - begin) for early, late in zip(before, after, strict=True)]
+    if (lost := silent(record.turns, begin, end)) and busy[0] < SATURATED:
+        raise BenchmarkFailed(f"{target.system.name} under {load.name}: {lost} of {load.sessions} sessions got no word")
     frames = sum(turn.frames for turn in record.turns)
     return Sample(
         cpu_us_per_word=round((after[0] - before[0]) * 1e6 / words, 2),
@@ -146,28 +156,38 @@ def measure(
     )
 
 
-def idle_kib(target: Running, sessions: int, cores: Cores, folder: Path) -> float:
-    """Return what one idle session costs in memory, in KiB of the process's resident set."""
-    plan = Plan(target.system.kind, target.port, target.system.path, 10, idle=True, ramp=0.1)
+def idle_kib(target: Running, sessions: int, cores: Cores, folder: Path, *, answers: int = 0) -> float:
+    """Return what one idle session costs in memory, in KiB of the process's resident set.
+
+    Each has had so many answers of 100 words by then.
+
+    Raises:
+        BenchmarkFailed: a session was lost, or its answer was not whole.
+    """
+    plan = Plan(target.system.kind, target.port, target.system.path, 10, idle=not answers, turns=answers, stay=True)
+    plan = msgspec.structs.replace(plan, rate=_IDLE_RATE, ramp=0.1)
+    answering = answers * (plan.ttft + plan.words / plan.rate)
     with _load(plan, cores, folder) as (loader, out):
         # What the first sessions make the process import or build is not theirs alone.
+        time.sleep(answering)
         _stop(loader, out)
     before = memory(target.process.pid)
-    with _load(msgspec.structs.replace(plan, sessions=sessions, ramp=1.0), cores, folder) as (loader, out):
-        time.sleep(0.5)
+    with _load(msgspec.structs.replace(plan, sessions=sessions, ramp=_IDLE_RAMP), cores, folder) as (loader, out):
+        time.sleep(answering + _IDLE_REST)
         after = memory(target.process.pid)
         record = _stop(loader, out)
-    if record.errors:
-        raise BenchmarkFailed(f"{target.system.name}, idle: {record.errors[:5]}")
+    whole = sum(turn.complete for turn in record.turns)
+    if record.errors or whole != sessions * answers:
+        raise BenchmarkFailed(f"{target.system.name}, idle: {whole} answers were whole; {record.errors[:5]}")
     return round((after.rss - before.rss) / sessions, 1)
 
 
-def start_seconds(cores: Cores, folder: Path, times: int) -> float:
-    """Return the median time from starting the service to its being ready, with an engine that loads nothing."""
+def start_seconds(engine_port: int, cores: Cores, folder: Path, times: int) -> float:
+    """Return the median time from starting the service to its being ready, before an engine that loads in no time."""
     taken = []
     for _ in range(times):
         begin = time.monotonic()
-        started = service(1, folder, provider="scripted")
+        started = service(engine_port, folder)
         with child(
             "startup", started.command, folder=folder, cores=cores.tested, variables=started.variables
         ) as process:

@@ -17,6 +17,8 @@ _WORDS = (
 )
 VOCABULARY = tuple(f"{word} " for word in _WORDS.split(" "))
 
+FAULTS = ("", "cut", "reset", "end", "error", "garbage", "stall", "pieces", "refuse")
+
 _PART = re.compile(r"(words|rate|ttft|seed|fault|after)=(\S+)")
 
 
@@ -59,13 +61,19 @@ _STEP = 37
 
 
 def parse(prompt: str, default: Script) -> Script:
-    """Read a prompt made by `Script.prompt`; what it leaves out is the default's."""
+    """Read a prompt made by `Script.prompt`; what it leaves out is the default's.
+
+    Raises:
+        ValueError: there is no such fault.
+    """
     parts = dict(_PART.findall(prompt))
+    if (fault := parts.get("fault", default.fault)) not in FAULTS:
+        raise ValueError(f"no such fault: {fault}; there are {', '.join(filter(None, FAULTS))}")
     return Script(
         words=int(parts.get("words", default.words)),
         rate=float(parts.get("rate", default.rate)),
         ttft=float(parts.get("ttft", default.ttft)),
         seed=int(parts.get("seed", default.seed)),
-        fault=parts.get("fault", default.fault),
+        fault=fault,
         after=int(parts.get("after", default.after)),
     )

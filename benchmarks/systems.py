@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks import peers
 from benchmarks.clients import Kind
-from benchmarks.processes import ROOT, Started, answers, free_port, listens, module
+from benchmarks.processes import ROOT, Started, answers, free_port, free_ports, listens, module
 
 MAX_SESSIONS = 2000
 
@@ -29,9 +29,12 @@ class System:
     once: bool = False
 
 
-def service(engine_port: int, _: Path, *, provider: str = "ollama", log_level: str = "WARNING") -> Started:
-    """`python main.py websocket`; the engine, the ports and how much clients may ask are all that is not default."""
-    port, monitoring = free_port(), free_port()
+def service(engine_port: int, _: Path, *, provider: str = "ollama", log_level: str = "INFO") -> Started:
+    """`python main.py websocket`; the engine, the ports and how much may be asked at once are all that is not default.
+
+    Limits are on, as far away as they may be set.
+    """
+    port, monitoring = free_ports(2)
     variables = {
         "LLM_PROVIDER": provider,
         "LLM_MODEL": "bench",
@@ -41,7 +44,8 @@ def service(engine_port: int, _: Path, *, provider: str = "ollama", log_level: s
         "LLM_PORT": str(port),
         "LLM_MONITORING_PORT": str(monitoring),
         "LLM_MAX_CONNECTIONS": str(MAX_SESSIONS),
-        "MESSAGE_RATE": "0",
+        "MESSAGE_RATE": "1000000",
+        "MESSAGE_BURST": "1000000",
         "MAX_RUNNING": str(MAX_SESSIONS),
         "LOG_LEVEL": log_level,
     }
@@ -65,12 +69,12 @@ SYSTEMS = (
     System("floor", "floor: picows, raw protocol, msgspec", "websocket", "/ws/llm", _ALL, _relay("floor")),
     System("engine", "the engine alone (HTTP SSE)", "sse", "/v1/chat/completions", _ALL, None),
     System(
-        "service-info",
-        "the service, INFO log",
+        "service-warning",
+        "the service, LOG_LEVEL=WARNING",
         "websocket",
         "/ws/llm",
         ("100",),
-        lambda port, folder: service(port, folder, log_level="INFO"),
+        lambda port, folder: service(port, folder, log_level="WARNING"),
     ),
     System(
         "service-openai",

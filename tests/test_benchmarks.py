@@ -8,21 +8,25 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from benchmarks import floor, load, wire
+from benchmarks import floor, load, peers, report, wire
 from benchmarks.clients import Plan, Turn
 from benchmarks.fake_stream import State
 from benchmarks.figures import (
+    Row,
     Sample,
     Spread,
     added_first,
     gaps,
     paired_first,
-    paired_ratio,
     percentile,
+    ratios,
+    silent,
     words_between,
 )
 from benchmarks.guard import Baseline, verdict
 from benchmarks.measure import cpu_seconds, memory
+from benchmarks.processes import ROOT, free_ports
+from benchmarks.report import Idle
 from benchmarks.script import VOCABULARY, Script, parse
 from llm_service.engines.base import Engine
 from llm_service.errors import EngineError
@@ -144,19 +148,122 @@ def sample(cpu: float) -> Sample:
     return Sample(cpu, 0, 0, 0, 0, nothing, nothing, nothing, 1, 0, 0, 0)
 
 
-def test_ratio_is_the_median_of_pairs() -> None:
-    """A round in which the machine was slow changes nothing, as it was slow for both."""
-    tested, base = [sample(30), sample(60), sample(32)], [sample(20), sample(40), sample(20)]
-    assert 1.5 == paired_ratio(tested, base)
-    assert paired_ratio(tested, []) is None
+def test_ratios_are_of_pairs() -> None:
+    """A round in which the machine was slow changes nothing, as it was slow for both; one without the other is none."""
+    tested = {0: sample(30), 1: sample(60), 2: sample(32)}
+    assert [1.5, 1.5, 1.6] == ratios(tested, {0: sample(20), 1: sample(40), 2: sample(20)})
+    assert [1.5, 1.6] == ratios(tested, {0: sample(20), 2: sample(20), 3: sample(1)})
+    assert [] == ratios(tested, {})
 
 
 def test_first_word_over_direct_is_the_median_of_differences() -> None:
     """What the way, the client and the engine take in the same round does not count."""
-    through = [msgspec.structs.replace(sample(1), first=Spread(p50, p99)) for p50, p99 in ((2, 9), (1.5, 4), (1, 5))]
-    direct = [msgspec.structs.replace(sample(1), first=Spread(p50, p99)) for p50, p99 in ((1, 6), (0, 2), (0.5, 1))]
+
+    def samples(*firsts: tuple[float, float]) -> dict[int, Sample]:
+        return {number: msgspec.structs.replace(sample(1), first=Spread(*each)) for number, each in enumerate(firsts)}
+
+    through, direct = samples((2, 9), (1.5, 4), (1, 5)), samples((1, 6), (0, 2), (0.5, 1))
     assert Spread(1, 3) == paired_first(through, direct)
-    assert paired_first(through, []) is None
+    assert Spread(1, 3) == paired_first(through, {0: direct[0]})
+    assert paired_first(through, {}) is None
+
+
+def test_a_session_that_falls_silent_is_counted() -> None:
+    """Sessions are told apart by their seeds; what came before the window and behind it does not count."""
+    turns = [Turn(1, 0.0, [9.0]), Turn(2, 9.5, [10.5]), Turn(10_001, 0.0, [9.9, 12.0]), Turn(20_001, 0.0)]
+    assert 2 == silent(turns, 10.0, 12.0)
+    assert 0 == silent(turns[:3], 9.0, 12.0)
+
+
+def test_a_word_that_is_due_at_the_end_is_a_gap() -> None:
+    """A stall that outlasts the window is seen, unless it is the engine's own or there is no more to come."""
+    log = {1: (0.0, [10.0, 10.1, 10.2, 10.3])}
+    stalled = [Turn(1, 0.0, [10.0, 10.1])]
+    seen, own = gaps(stalled, log, 10.0, 11.0)
+    assert [pytest.approx(0.1), pytest.approx(0.9)] == seen
+    assert [pytest.approx(0.1), pytest.approx(0.1)] == own
+    assert 1 == len(gaps(stalled, {1: (0.0, [10.0, 10.1])}, 10.0, 11.0)[0])
+    assert 1 == len(gaps(stalled, {1: (0.0, [10.0, 10.1, 11.5])}, 10.0, 11.0)[0])
+    late = [Turn(1, 0.0, [10.0, 10.1, 11.2, 11.3])]
+    assert [pytest.approx(0.1), pytest.approx(0.9)] == gaps(late, log, 10.0, 11.0)[0]
+
+
+class TestTable:
+    """What is shown of the rows."""
+
+    def cells(self, row: Row) -> list[str]:
+        line = report.table([row], Idle({}, None)).splitlines()[2]
+        return [cell.strip() for cell in line.strip("|").split("|")]
+
+    def test_a_ratio_has_its_range(self) -> None:
+        """The median of the pairs, the least and the most of them."""
+        row = Row("service", "the service", "100", 100, [sample(30)], [1.2, 1.5, 1.4])
+        assert ["the service", "100 × 50", "30.0", "1.40 (1.20-1.50)"] == self.cells(row)[:4]
+        assert "1.20" == self.cells(msgspec.structs.replace(row, over_floor=[1.2]))[3]
+
+    def test_the_load_is_the_one_that_was_put_on(self) -> None:
+        """Who is given fewer sessions is not shown with those of others."""
+        assert "20 × 1,000" == self.cells(Row("litellm", "a proxy", "saturated", 20, [sample(500)]))[1]
+
+    def test_no_first_word_where_no_answer_begins(self) -> None:
+        """Answers that last longer than they are watched have none in the window."""
+        assert "-" == self.cells(Row("service", "the service", "saturated", 100, [sample(5)]))[6]
+
+    def test_failures_are_told(self) -> None:
+        """Beside the figures of the rounds that did not fail, or in their place."""
+        row = Row("service", "the service", "10", 10, [sample(20)], note="failed 1 of 3 times", failed=True)
+        assert "the service, 10 × 50: failed 1 of 3 times" in report.table([row], Idle({}, None))
+        assert (
+            "failed 3 of 3 times" == self.cells(msgspec.structs.replace(row, samples=[], note="failed 3 of 3 times"))[2]
+        )
+
+    def test_who_is_not_saturated_is_told(self) -> None:
+        """What arrived is what was offered then; the cost says what a core can do."""
+        idle = msgspec.structs.replace(sample(8), busy=0.8)
+        row = Row("service", "the service", "saturated", 100, [idle])
+        assert "80% busy; at that cost a whole core takes 125,000 words/s" in report.table([row], Idle({}, None))
+        busy = msgspec.structs.replace(row, samples=[msgspec.structs.replace(idle, busy=0.98)])
+        assert "saturated" not in report.table([busy], Idle({}, None))
+
+    def test_idle_sessions(self) -> None:
+        """What a session takes before anything was said, and after answers."""
+        shown = report.table([], Idle({"service": {0: 38.1, 1: 57.0}}, 0.5))
+        assert "service: 38.1 KiB before anything was said, 57 KiB after 1 answer of 100 words" in shown
+        assert "ready after start: 0.5 s" in shown
+
+
+async def test_sessions_stay_when_they_were_answered(fake: tuple[State, int]) -> None:
+    """Such a plan is over when it is stopped, and not before; every answer is whole by then, and there is no other."""
+    plan = Plan("sse", fake[1], "/v1/chat/completions", 2, 5, 0, 0.001, ramp=0.01, turns=1, stay=True)
+    stop, streaming = asyncio.Event(), asyncio.Event()
+    running = asyncio.create_task(load.run(plan, stop, streaming))
+    await streaming.wait()
+    async with asyncio.timeout(5):
+        while fake[0].running:
+            await asyncio.sleep(0.01)
+    assert not (await asyncio.wait({running}, timeout=0.2))[0]
+    stop.set()
+    record = await running
+    assert [True] * 2 == [turn.complete for turn in record.turns]
+    assert [] == record.errors
+
+
+def test_the_peer_that_is_installed_is_the_one_that_is_named() -> None:
+    """The table's version of LiteLLM is the lock's."""
+    lock = (ROOT / "requirements" / "bench-litellm.lock").read_text()
+    assert f"\nlitellm=={peers.LITELLM} \\\n" in lock
+    assert "--hash=sha256:" in lock
+
+
+def test_no_two_ports_are_the_same() -> None:
+    """Ports that are taken together differ, however often they are."""
+    assert all(len(set(free_ports(3))) == 3 for _ in range(200))
+
+
+def test_a_fault_has_a_name_that_is_known() -> None:
+    """A slip of the pen is no engine that stalls."""
+    with pytest.raises(ValueError, match="no such fault: stal; there are cut, reset"):
+        parse(Script(1, fault="stal").prompt, Script(1))
 
 
 @pytest.mark.parametrize(("ratio", "passed"), [(1.0, True), (2.5, True), (2.51, False)])

@@ -80,7 +80,9 @@ def service_before(
     started = service(engine_port, folder, provider=provider)
     monitoring = int(started.variables["LLM_MONITORING_PORT"])
     # No greeting: a service that is late would greet first, and answer start_session with another event then.
-    variables = {**started.variables, "GREETING_DELAY_MS": "60000", **(settings or {})}
+    # Its log is read for what went wrong.
+    quiet = {"GREETING_DELAY_MS": "60000", "LOG_LEVEL": "WARNING", "MESSAGE_RATE": "0"}
+    variables = {**started.variables, **quiet, **(settings or {})}
     command = [*started.command, "--workers", str(workers)]
     with child("service", command, folder=folder, cores=cores(), variables=variables) as process:
         process.wait_until(started.ready)
