@@ -26,6 +26,7 @@ from llm_service.engine_set import EngineSet, PoolHealth
 from llm_service.engines import OpenedEngine, open_engine
 from llm_service.events import ErrorBody
 from llm_service.generation import SamplingParams
+from llm_service.huge_pages import HugePages
 from llm_service.idle_work import IdleWork
 from llm_service.key_file import KeyFile
 from llm_service.live_session import LiveSession, Workplace
@@ -105,6 +106,7 @@ class Service:
         self._strangers: dict[Connection, None] = {}
         self.idle_work = IdleWork()
         self.collector = Collector()
+        self.huge_pages = HugePages()
         self.empty = asyncio.Event()
         self.empty.set()
         self.started_at = monotonic()
@@ -326,6 +328,8 @@ class Service:
             self.resumption.watch(now)
             self._look_if_empty()
             self.collector.look(busy=not self.idle_work.idle)
+            if self.huge_pages.due:
+                await asyncio.to_thread(self.huge_pages.move)
             if self.exposed is not self.registry and now >= settle_at:
                 settle_at = now + SETTLE_INTERVAL
                 self.metrics.settle()  # the scrape of several workers is answered by another process

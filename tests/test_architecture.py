@@ -60,6 +60,7 @@ LEVELS = {
     "session_config": 1,
     "counters": 0,
     "collector": 0,
+    "huge_pages": 0,
     "idle_work": 2,
     "asides": 3,
     "live_session": 3,
