@@ -40,7 +40,6 @@ class HugePages:
 
     def move(self) -> int:
         """Move one piece more; returns how many bytes were moved, 0 when there is nothing to move for now."""
-        resident = _resident()
         pieces = [piece for piece in self._pieces() if _filled(piece, self._size)]
         for piece in pieces:
             if piece not in self._moved:
@@ -48,7 +47,7 @@ class HugePages:
                 if _collapse(piece, self._size):
                     return self._size
         self._moved.intersection_update(pieces)
-        self._looked_at = resident
+        self._looked_at = _resident()
         return 0
 
     def _pieces(self) -> Iterator[int]:
