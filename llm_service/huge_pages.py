@@ -40,13 +40,13 @@ class HugePages:
 
     def move(self) -> int:
         """Move one piece more; returns how many bytes were moved, 0 when there is nothing to move for now."""
-        pieces = [piece for piece in self._pieces() if _filled(piece, self._size)]
+        pieces = list(self._pieces())
         for piece in pieces:
-            if piece not in self._moved:
+            if piece not in self._moved and _filled(piece, self._size):
                 self._moved.add(piece)  # one that can't be moved, as none can on an older kernel, is not tried again
                 if _collapse(piece, self._size):
                     return self._size
-        self._moved.intersection_update(pieces)
+        self._moved.intersection_update(piece for piece in pieces if _filled(piece, self._size))
         self._looked_at = _resident()
         return 0
 
