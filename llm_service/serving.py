@@ -14,6 +14,7 @@ import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
+from llm_service import log
 from llm_service.config import Settings
 from llm_service.errors import ConfigurationError
 from llm_service.monitoring import create_monitoring_app
@@ -210,7 +211,7 @@ async def serve(
     """
     async with _monitored(service, monitoring), service:
         server = DrainingServer(main_config(create_app_for(service), service.settings), service)
-        with _signals(server), service.collector.in_charge():
+        with _signals(server), service.collector.in_charge(), log.gathering():
             _log.info(
                 "listening",
                 address="{}:{}".format(*main.getsockname()[:2]),

@@ -20,6 +20,7 @@ LEVELS = {
     "env_example": 0,
     "devices": 0,
     "log": 0,
+    "log_lines": 0,
     "metrics": 0,
     "generation": 0,
     "events": 1,

@@ -12,6 +12,7 @@ import threading
 import timeit
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llm_service import log
+from llm_service import log, log_lines
 from llm_service.errors import ConfigurationError, EngineRejected, EngineTimeout
 from llm_service.generation import Delta, GenerationRequest, Message, SamplingParams
 
@@ -110,7 +111,9 @@ def test_a_line_of_a_library(json_lines: Lines) -> None:
 
 
 @pytest.mark.parametrize("form", ["console", "json"])
-def test_ours_and_libraries_look_the_same(form: log.Format, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_ours_and_libraries_look_the_same(
+    form: log_lines.Format, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     """An event of ours and the record of a library that say the same are the same line, at each output once."""
     log.configure("INFO", form, str(tmp_path))
     with structlog.contextvars.bound_contextvars(session_id="s-1", answer="hello there", api_key=KEY):
@@ -136,6 +139,66 @@ def test_handlers_of_others_get_nothing_of_ours(json_lines: Lines, monkeypatch: 
     logging.getLogger("some.library").info("a library's")
     assert heard == ["a library's"]
     assert [line["event"] for line in json_lines()] == ["ours", "a library's"]
+
+
+async def test_lines_wait_for_each_other(json_lines: Lines) -> None:
+    """Gathered, lines below WARNING are written soon, in their order, with the time and context they were said in."""
+    before = datetime.now(UTC)
+    with log.gathering():
+        with structlog.contextvars.bound_contextvars(session_id="s-1"):
+            ours().info("first", n=1)
+        said = datetime.now(UTC)
+        ours().debug("second", text="secret")
+        assert [] == json_lines()
+        async with asyncio.timeout(5):
+            while not (lines := json_lines()):
+                await asyncio.sleep(0.02)
+    assert ["first", "second"] == [line["event"] for line in lines]
+    assert ["s-1", None] == [line.get("session_id") for line in lines]
+    assert [1, "<6 characters>"] == [lines[0]["n"], lines[1]["text"]]
+    assert before <= datetime.fromisoformat(lines[0]["timestamp"]) <= said
+    assert [] == json_lines()
+
+
+async def test_what_hurries_is_behind_those_that_wait(json_lines: Lines) -> None:
+    """A warning, an exception, a library's line and one of another thread are written at once, and overtake nothing."""
+    with log.gathering():
+        ours().info("1")
+        ours().warning("2")
+        assert ["1", "2"] == [line["event"] for line in json_lines()]
+        ours().info("3")
+        try:
+            fail("secret")
+        except EngineRejected:
+            ours().info("4", exc_info=True)
+        lines = json_lines()
+        assert ["3", "4"] == [line["event"] for line in lines]
+        assert lines[1]["exception"]
+        ours().info("5")
+        logging.getLogger("aiohttp.server").info("6")
+        assert ["5", "6"] == [line["event"] for line in json_lines()]
+        ours().info("7")
+        await asyncio.to_thread(ours().info, "8")
+        assert ["7", "8"] == [line["event"] for line in json_lines()]
+
+
+async def test_many_lines_wait_for_no_more(json_lines: Lines) -> None:
+    """So many that they hold the event loop up are written without waiting; what is left is at the end."""
+    with log.gathering():
+        for number in range(log._MOST_GATHERED + 1):
+            ours().info("line", n=number)
+        assert log._MOST_GATHERED == len(json_lines())
+    assert [log._MOST_GATHERED] == [line["n"] for line in json_lines()]
+    ours().info("later")
+    assert ["later"] == [line["event"] for line in json_lines()]
+
+
+async def test_a_line_below_the_level_does_not_wait(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is dropped where it is said."""
+    log.configure("WARNING", "json")
+    with log.gathering():
+        ours().info("nothing")
+    assert "" == capsys.readouterr().err
 
 
 class Slow(io.StringIO):
@@ -255,9 +318,9 @@ def sized(value: object) -> object:
 
 def field(key: str, value: object) -> object:
     name = key.lower().replace("-", "_")
-    if name in log.SECRETS or name.endswith(log._SECRET_ENDINGS):
-        return None if value is None else log.STARS
-    return sized(value) if name in log.TEXTS else redacted(value)
+    if name in log_lines.SECRETS or name.endswith(log_lines._SECRET_ENDINGS):
+        return None if value is None else log_lines.STARS
+    return sized(value) if name in log_lines.TEXTS else redacted(value)
 
 
 def redacted(value: object) -> object:
@@ -305,14 +368,14 @@ def test_the_console_is_structlogs(colors: bool) -> None:
         "logger_name": "x", "response": 3, "outcome": "stop",
     }  # fmt: skip
     stock = structlog.dev.ConsoleRenderer(colors=colors)
-    *_, renderer = log._console(colors)
+    *_, renderer = log_lines._console(colors)
     for event in ("response", "", "an event that is longer than its column"):
         assert renderer(None, "", line | {"event": event}) == stock(None, "", line | {"event": event})
 
 
 def test_nothing_unsafe_is_printable() -> None:
     """What Python calls printable needs no search for what would steer a terminal."""
-    unsafe = log._UNSAFE.findall("".join(map(chr, range(sys.maxunicode + 1))))
+    unsafe = log_lines._UNSAFE.findall("".join(map(chr, range(sys.maxunicode + 1))))
     assert len(unsafe) > 2000
     assert not [char for char in unsafe if char.isprintable()]
 

@@ -9,7 +9,7 @@ import sys
 import httpx
 import pytest
 
-from llm_service import log
+from llm_service import log, log_lines
 from llm_service.config import Settings
 from llm_service.engines import OpenedEngine
 from llm_service.engines.scripted import Fault, ScriptedEngine
@@ -139,7 +139,7 @@ async def test_info() -> None:
 
 @pytest.mark.parametrize("reveal", [False, True])
 @pytest.mark.parametrize("form", ["console", "json"])
-async def test_canaries(monkeypatch: pytest.MonkeyPatch, reveal: bool, form: log.Format) -> None:
+async def test_canaries(monkeypatch: pytest.MonkeyPatch, reveal: bool, form: log_lines.Format) -> None:
     """Keys are in no log, metric or report; what people say is in none either, but in the log with LOG_PROMPTS."""
     output = io.StringIO()
     monkeypatch.setattr(sys, "stderr", output)

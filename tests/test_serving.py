@@ -1,17 +1,23 @@
 """Running under uvicorn: addresses, the drain, and answers while it is busy."""
 
 import asyncio
+import contextlib
 import signal
 import time
+from collections.abc import Iterator
 
 import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from llm_service import log
+from llm_service.config import Settings
+from llm_service.engines import OpenedEngine
 from llm_service.engines.scripted import ScriptedEngine
 from llm_service.errors import ConfigurationError
-from llm_service.serving import bind
-from tests.live import Live, collect, live_service, receive, send, start
+from llm_service.service import Service
+from llm_service.serving import bind, serve
+from tests.live import Live, collect, live_service, opened, receive, send, start
 
 
 def test_a_taken_port_is_told() -> None:
@@ -51,6 +57,30 @@ async def test_running_responses_finish_at_a_signal() -> None:
         with pytest.raises(ConnectionClosed) as closed:
             await busy.recv()
         assert 3001 == closed.value.rcvd.code  # type: ignore[union-attr]
+
+
+async def test_log_lines_are_gathered_while_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From before it says that it listens until the drain is over; what is said then is written."""
+    held: list[bool] = []
+
+    @contextlib.contextmanager
+    def gathering() -> Iterator[None]:
+        held.append(True)
+        yield
+        held.append(False)
+
+    def listening() -> None:
+        assert [True] == held
+        signal.raise_signal(signal.SIGTERM)
+
+    async def opener(_: Settings) -> OpenedEngine:
+        return opened(ScriptedEngine(models=()))
+
+    monkeypatch.setattr(log, "gathering", gathering)
+    main = bind("127.0.0.1", 0, setting="LLM_PORT")
+    async with asyncio.timeout(5):
+        await serve(Service(Settings.load({}), opener=opener), main=main, monitoring=None, listening=listening)
+    assert [True, False] == held
 
 
 async def test_not_ready_from_the_signal_on() -> None:

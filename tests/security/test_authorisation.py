@@ -220,4 +220,4 @@ def test_nobody_else_reads_keys() -> None:
         for path in package.rglob("*.py")
         if "api_keys" in path.read_text(encoding="utf-8") and "params.api_keys" not in path.read_text(encoding="utf-8")
     }
-    assert {"access.py", "cli.py", "config.py", "key_file.py", "log.py", "service.py"} == holding
+    assert {"access.py", "cli.py", "config.py", "key_file.py", "log_lines.py", "service.py"} == holding

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from websockets.exceptions import InvalidHandshake
 
-from llm_service import log
+from llm_service import log, log_lines
 from llm_service.engines.scripted import Fault, ScriptedEngine
 from llm_service.errors import EngineUnreachable
 from llm_service.generation import Finish, GenerationRequest, Sink
@@ -30,7 +30,7 @@ PROMPT, KEY, WRONG, ANSWER = "canary-prompt-8d1f", "canary-key-8d1f", "canary-wr
 
 @contextlib.contextmanager
 def logged(
-    level: log.Level, form: log.Format, path: str = "", *, prompts: bool = False
+    level: log.Level, form: log_lines.Format, path: str = "", *, prompts: bool = False
 ) -> Generator[io.StringIO, None, None]:
     """Keep what is logged meanwhile."""
     output, before = io.StringIO(), sys.stderr
@@ -95,7 +95,7 @@ class Quoting(ScriptedEngine):
 
 @pytest.mark.parametrize("evil", [EVIL, FORGED], ids=["controls", "forged"])
 @pytest.mark.parametrize("form", ["json", "console"])
-async def test_injection(form: log.Format, evil: str, tmp_path: Path) -> None:
+async def test_injection(form: log_lines.Format, evil: str, tmp_path: Path) -> None:
     """With controls in every field, header and query, each line of the log is one line still, and of JSON parses."""
     with logged("DEBUG", form, str(tmp_path), prompts=True) as output:
         async with live_service(Quoting(lambda _: [evil] * 3, models=())) as live:
