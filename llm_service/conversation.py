@@ -261,7 +261,7 @@ class Conversation:
 
     def commit(self, answer: str, *, interrupted: bool = False, usage: Usage | None = None) -> None:
         """End the open turn with its answer; `usage` is the engine's count of that prompt and answer."""
-        turn = self._take_open()
+        turn, self._open = self._opened(), None
         turn.answer = answer
         turn.interrupted = interrupted
         turn.fold()
@@ -277,7 +277,8 @@ class Conversation:
 
     def rollback(self) -> None:
         """Forget the open turn: the history is what it was before, ready for the same message again."""
-        self._take_open()
+        self._opened()
+        self._open = None
         self._to_drop = 0
         self._head.take_back_summary()
         # What the engine refused says nothing about the text that stays.
@@ -330,10 +331,6 @@ class Conversation:
         if self._open is None:
             raise RuntimeError("no turn is open")
         return self._open
-
-    def _take_open(self) -> Turn:
-        turn, self._open = self._opened(), None
-        return turn
 
     # Prompts
 

@@ -38,14 +38,16 @@ class IdleWork:
         return self
 
     def __enter__(self) -> None:
+        if not self._turns:
+            self._free.clear()
         self._turns += 1
-        self._free.clear()
         if self._job is not None:
             self._job.cancel()
 
     def __exit__(self, *_: object) -> None:
         self._turns -= 1
-        self._look()
+        if not self._turns:
+            self._look()
 
     async def run(self, work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
         """Wait for idle time, then do the work. Cancelling this stops it.

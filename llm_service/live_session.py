@@ -9,7 +9,6 @@ it the HTTP stream behind it.
 """
 
 import asyncio
-import contextlib
 import contextvars
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -42,7 +41,7 @@ CRASHED = "the process that had the session ended without handing it over; the c
 NEVER_SENT = "last_seq is past the last event that is known of the session; the conversation goes on from there"
 
 # What changes a session without a response that ends: none that runs then, or one that it stops.
-CHANGES = (StartSession, UpdateConfig, Cancel, Played)
+CHANGES = frozenset({StartSession, UpdateConfig, Cancel, Played})
 
 _log = structlog.get_logger(__name__)
 
@@ -211,7 +210,7 @@ class LiveSession:
         if stops:
             # Connections by HTTP are closed by now: nothing of it is left to a later turn of the event loop.
             self._workplace.metrics.stop.observe(monotonic() - now)
-        if isinstance(event, CHANGES):
+        if type(event) in CHANGES:
             self._workplace.changed(self)
 
     def count_sent(self) -> None:
@@ -325,10 +324,11 @@ class LiveSession:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        error: BaseException | None = None
-        # Asked of one that was cancelled, too: until then it holds the frames it was cancelled in, and they hold it.
-        with contextlib.suppress(asyncio.CancelledError):
+        try:
+            # Of one that was cancelled, too: until it is asked it holds the frames it ended in, and they hold it.
             error = task.exception()
+        except asyncio.CancelledError:
+            return
         if error is not None:
             _log.error("session_broke", session_id=self.session.id, exc_info=error)
             if self._listener is not None:

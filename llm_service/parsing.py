@@ -3,6 +3,7 @@
 Pure. Only legal JSON of bounded depth and integers gets as far as the models of `events`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -27,7 +28,7 @@ MAX_EXPLAINED = 5
 # What neither nests nor counts.
 _HARMLESS = frozenset({str, bool, type(None)})
 
-_client_event: TypeAdapter[ClientMessage] = TypeAdapter(ClientEvent)
+_validate: Callable[[object], ClientMessage] = TypeAdapter[ClientMessage](ClientEvent).validator.validate_python
 _client_types = {model.model_fields["type"].default for model in CLIENT_EVENTS}
 
 
@@ -45,7 +46,7 @@ def parse(text: str) -> ClientMessage:
         shown = _shorten(kind) if isinstance(kind, str) else str(_json_kind(kind)) if "type" in value else "none"
         raise UnknownMessageType(f"unknown message type: {shown}; known are {', '.join(sorted(_client_types))}")
     try:
-        event = _client_event.validate_python(value)
+        event = _validate(value)
     except ValidationError as error:
         raise _client_error(error.errors(include_url=False, include_input=False), value) from None
     if isinstance(event, UserMessage) and not event.text.strip():

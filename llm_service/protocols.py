@@ -274,15 +274,18 @@ class WireWebSocketProtocol(WebSocketsSansIOProtocol):
         self._drop_in(FLUSH_GRACE)
 
     def handle_text(self, event: Frame) -> None:
-        self._message_started(event)
+        if not event.fin:
+            self._message_begun()
         super().handle_text(event)
 
     def handle_bytes(self, event: Frame) -> None:
-        self._message_started(event)
+        if not event.fin:
+            self._message_begun()
         super().handle_bytes(event)
 
     def send_receive_event_to_app(self) -> None:
-        self._message_complete()
+        if self._message_deadline is not None:
+            self._message_complete()
         if self.curr_msg_data_type != "text":
             super().send_receive_event_to_app()
             return
@@ -303,8 +306,8 @@ class WireWebSocketProtocol(WebSocketsSansIOProtocol):
             self.frames = []
             take(text)
 
-    def _message_started(self, event: Frame) -> None:
-        if not event.fin and self._message_deadline is None:
+    def _message_begun(self) -> None:
+        if self._message_deadline is None:
             self._message_deadline = self.loop.call_later(MESSAGE_TIMEOUT, self._message_overdue)
 
     def _message_complete(self) -> None:

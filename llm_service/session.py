@@ -98,10 +98,11 @@ class Session(Turns):
         self._active_at = now
         self.counters.messages_received += 1
         match event:
-            case events.StartSession():
-                return self._start(event, now)
+            # First, since it is asked of most: pydantic makes it dear to ask another class for its instances.
             case events.UserMessage():
                 return self._user_message(event, now, sounds=sounds)
+            case events.StartSession():
+                return self._start(event, now)
             case events.UpdateConfig():
                 return self._update_config(event, now)
             case events.Cancel():

@@ -178,7 +178,8 @@ class Turns:
         if finish.tool_calls:
             return self._ask_tools(response, finish, now)
         self._let_go(response)
-        self._conversation.commit(response.text, usage=response.held(finish.usage))
+        text = response.text
+        self._conversation.commit(text, usage=response.held(finish.usage))
         response.turn = self._conversation.last
         settled = self._settle()
         stats = response.stats(
@@ -187,7 +188,7 @@ class Turns:
             context_window=response.choices.window,
             dropped_turns=self._conversation.dropped_turns,
         )
-        response.rest()
+        response.rest(text)
         self.counters.tokens_generated += stats.tokens_generated
         self.counters.generations_completed += 1
         effects: list[Effect] = [Send(events.ResponseComplete(stats=stats, id=response.id))]
@@ -454,11 +455,12 @@ class Turns:
         if response.uncounted is not None and not self._open_uncounted(response, response.uncounted):
             self._cut_short()
             return [Stop(response.number)]
-        self._conversation.commit(response.text, interrupted=True)
+        text = response.text
+        self._conversation.commit(text, interrupted=True)
         response.turn, response.interrupted = self._conversation.last, True
         self._cut_short()
         self.counters.tokens_generated += response.deltas  # the engine was not asked for its count
-        response.rest()
+        response.rest(text)
         return [Stop(response.number), *self._dropped()]
 
     def _open_uncounted(self, response: Response, message: events.UserMessage) -> bool:

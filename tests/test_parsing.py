@@ -496,7 +496,7 @@ def test_words_have_no_spare() -> None:
     seen: set[str] = set()
     for message in wrong:
         with pytest.raises(ValidationError) as caught:
-            parsing._client_event.validate_python(message)
+            parsing._validate(message)
         seen.update(details["type"] for details in caught.value.errors())
 
     assert set(parsing._WORDS) == seen - {"extra_forbidden"}

@@ -37,7 +37,8 @@ class Call:
     def leave(self) -> None:
         """Take note that the block is left, and leave no cancel behind."""
         self._left = True
-        self._take_back()
+        if self._cancelled:
+            self._take_back()
 
     def _cancel(self) -> None:
         if not self._left:

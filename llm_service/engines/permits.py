@@ -129,7 +129,8 @@ class Line:
     def give_back(self, permits: Permits) -> None:
         """Free a permit, or hand it to the next in line who wants one of this engine's."""
         permits.taken -= 1
-        self.offer(permits)
+        if self.waiting:
+            self.offer(permits)
 
     def offer(self, permits: Permits) -> None:
         """Hand free permits to those who want them; call it when somebody may want what they did not before."""
