@@ -118,6 +118,11 @@ class Connection:
         """The session it serves, at work."""
         return self._live
 
+    @property
+    def held_up(self) -> bool:
+        """Whether its client takes nothing for now, or it is being closed."""
+        return not self._live.outbox.flows
+
     async def run(self) -> None:
         """Serve the client until it leaves or is cut off; then the session is alone."""
         try:
@@ -145,7 +150,7 @@ class Connection:
                 self._greeting.cancel()
 
     def watch(self, now: float) -> None:
-        """Cut the connection off if the client is too slow, silent or gone; called a few times a second."""
+        """Cut it off if its client is too slow, silent or gone; called once a second, or oftener while held up."""
         limits, outbox, session = self._limits, self._live.outbox, self.session
         if self._cut_at is not None:
             if now - self._cut_at > CLOSE_GRACE:

@@ -8,47 +8,56 @@ See madvise(2), MADV_COLLAPSE, and the kernel's Documentation/admin-guide/mm/pag
 """
 
 import ctypes
+import io
 import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 _MADV_COLLAPSE = 25
+_PAGE_MAP = "/proc/self/pagemap"
 _PAGE_SIZE_FILE = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
 # Of its pages that a piece must have in use, so that moving it takes hardly more memory. Stacks of threads are mostly
 # empty.
 _IN_USE = 0.9
 # Bytes by which the process must have grown until its memory is looked through again.
 _GROWN = 512 * 1024
+# Pieces that are looked at in one call, at some 10 µs each.
+_LOOKS = 32
 # The highest bit of an entry of pagemap says that the page is there. Of the entries' highest bytes these are left out,
 # so that the number of the others is that of the pages.
 _ABSENT = bytes(range(0x80))
 
 
 class HugePages:
-    """Moves what the process has allocated, piece by piece. `move` may take milliseconds, and runs in any thread."""
+    """Finds what the process has allocated and may be moved, piece by piece: `find`, then `move`, and so on."""
 
     def __init__(self) -> None:
         self._size = _page_size()
         self._moved: set[int] = set()
+        self._left: list[int] = []  # pieces that are still to be looked at
         self._looked_at = 0
 
-    @property
-    def due(self) -> bool:
-        """Whether there may be something to move: the process has grown, or not all was moved yet."""
-        return bool(self._size) and _resident() >= self._looked_at + _GROWN
+    def find(self) -> int | None:
+        """Return the address of a piece to be moved; None: there is none for now. To be called a few times a second."""
+        if not self._left:
+            if not self._size or (resident := _resident()) < self._looked_at + _GROWN:
+                return None
+            self._looked_at = resident
+            self._left = list(self._pieces())
+        with open(_PAGE_MAP, "rb", buffering=0) as file:
+            for _ in range(min(_LOOKS, len(self._left))):
+                piece = self._left.pop()
+                if not _filled(piece, self._size, file):
+                    self._moved.discard(piece)
+                elif piece not in self._moved:
+                    self._moved.add(piece)  # what can't be moved, as nothing can on an older kernel, is tried once
+                    return piece
+        return None
 
-    def move(self) -> int:
-        """Move one piece more; returns how many bytes were moved, 0 when there is nothing to move for now."""
-        pieces = list(self._pieces())
-        for piece in pieces:
-            if piece not in self._moved and _filled(piece, self._size):
-                self._moved.add(piece)  # one that can't be moved, as none can on an older kernel, is not tried again
-                if _collapse(piece, self._size):
-                    return self._size
-        self._moved.intersection_update(piece for piece in pieces if _filled(piece, self._size))
-        self._looked_at = _resident()
-        return 0
+    def move(self, piece: int) -> bool:
+        """Move it, which takes up to milliseconds, and keeps no other thread from running; returns whether it was."""
+        return _collapse(piece, self._size)
 
     def _pieces(self) -> Iterator[int]:
         """Yield the addresses of what may be moved: whole pieces of memory that is no file's, and can be written."""
@@ -64,21 +73,22 @@ def _page_size() -> int:
     try:
         size = int(_PAGE_SIZE_FILE.read_text())
         _resident()
-        _filled(0, size)
+        with open(_PAGE_MAP, "rb", buffering=0) as file:
+            _filled(0, size, file)
     except (OSError, ValueError):
         return 0
     return size
 
 
 def _resident() -> int:
-    return int(Path("/proc/self/statm").read_bytes().split()[1]) * mmap.PAGESIZE
+    with open("/proc/self/statm", "rb", buffering=0) as file:
+        return int(file.read().split()[1]) * mmap.PAGESIZE
 
 
-def _filled(address: int, size: int) -> bool:
+def _filled(address: int, size: int, page_map: io.FileIO) -> bool:
     """Whether nearly all of a piece's pages are in use."""
     pages = size // mmap.PAGESIZE
-    with open("/proc/self/pagemap", "rb", buffering=0) as file:
-        entries = os.pread(file.fileno(), pages * 8, address // mmap.PAGESIZE * 8)
+    entries = os.pread(page_map.fileno(), pages * 8, address // mmap.PAGESIZE * 8)
     return len(entries[7::8].translate(None, _ABSENT)) >= _IN_USE * pages
 
 

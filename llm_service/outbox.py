@@ -96,6 +96,11 @@ class Outbox:
         return self._paused_since is not None
 
     @property
+    def flows(self) -> bool:
+        """Whether there is a client that takes what is put, at once."""
+        return self._direct
+
+    @property
     def closing(self) -> bool:
         """Whether the connection is being closed: nothing more is taken."""
         return self._closing

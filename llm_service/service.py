@@ -42,8 +42,10 @@ from llm_service.speech_choices import SpeechDefaults
 from llm_service.speech_rules import SpeechRules
 from llm_service.stores import open_store
 
-# How often connections are looked after and the event loop's delay is measured, in seconds.
+# How often the event loop's delay is measured, and connections are looked after that are held up, in seconds.
 WATCH_INTERVAL = 0.25
+# How often all connections are looked after: a look at one that is well costs as much as half a token.
+LOOK_INTERVAL = 1.0
 # How often what is counted is written down for the other workers, in seconds; one process counts when it is scraped.
 SETTLE_INTERVAL = 1.0
 # WATCH_INTERVAL while it drains, so that the last answer's end is soon followed by the process's.
@@ -318,27 +320,31 @@ class Service:
         return LiveSession(session, self._workplace, key=key)
 
     async def _watch_connections(self) -> None:
-        interval, settle_at = WATCH_INTERVAL, 0.0
+        interval, settle_at, look_at = WATCH_INTERVAL, 0.0, 0.0
         while True:
             expected = monotonic() + interval
             await asyncio.sleep(interval)
             now = monotonic()
             self.metrics.event_loop_delay.observe(max(0.0, now - expected))
-            self._watch_each(now)
+            everyone = now >= look_at or self.state == "draining"
+            if everyone:
+                look_at = now + LOOK_INTERVAL
+            self._watch_each(now, everyone=everyone)
             self.resumption.watch(now)
             self._look_if_empty()
             self.collector.look(busy=not self.idle_work.idle)
-            if self.huge_pages.due:
-                await asyncio.to_thread(self.huge_pages.move)
+            if (piece := self.huge_pages.find()) is not None:
+                await asyncio.to_thread(self.huge_pages.move, piece)
             if self.exposed is not self.registry and now >= settle_at:
                 settle_at = now + SETTLE_INTERVAL
                 self.metrics.settle()  # the scrape of several workers is answered by another process
             interval = DRAIN_INTERVAL if self.state == "draining" else WATCH_INTERVAL
 
-    def _watch_each(self, now: float) -> None:
+    def _watch_each(self, now: float, *, everyone: bool) -> None:
         # Not in the loop that calls it: there the last of them would be held until the next time.
         for connection in tuple(self.connections):
-            connection.watch(now)
+            if everyone or connection.held_up:
+                connection.watch(now)
 
     def _measure(self) -> None:
         """Bring the gauges up to now."""

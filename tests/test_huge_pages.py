@@ -34,14 +34,23 @@ def memory() -> Generator[mmap.mmap, None, None]:
 def move_all(pages: HugePages) -> int:
     """Move until nothing is left; returns the bytes."""
     moved = 0
-    while step := pages.move():
-        moved += step
+    # What is found lies within the next calls: a few pieces are looked at in each.
+    for _ in range(1000):
+        piece = pages.find()
+        moved += PIECE * (piece is not None and pages.move(piece))
     return moved
 
 
-def is_due(pages: HugePages) -> bool:
-    """Ask anew each time."""
-    return pages.due
+def refused(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let nothing be moved; returns the list of what was tried."""
+    tried: list[int] = []
+
+    def refuse(piece: int, _: int) -> bool:
+        tried.append(piece)
+        return False
+
+    monkeypatch.setattr(huge_pages, "_collapse", refuse)
+    return tried
 
 
 def huge() -> int:
@@ -52,27 +61,39 @@ def huge() -> int:
 
 
 def test_what_is_in_use_is_moved(memory: mmap.mmap) -> None:
-    """All of it, one piece at a time, and the bytes are the same behind it; then nothing is due."""
+    """All of it, one piece at a time, and the bytes are the same behind it; then there is nothing to find."""
     pages = HugePages()
-    assert is_due(pages)
     move_all(pages)
     before = huge()
     content = bytes(range(256)) * (5 * PIECE // 256)
     memory[:] = content
-    assert is_due(pages)
-    assert PIECE == pages.move()
-    moved = PIECE + move_all(pages)
-    assert not is_due(pages)
-    assert 0 == pages.move()
+    moved = move_all(pages)
+    assert pages.find() is None
     assert moved >= 4 * PIECE
     assert huge() >= before + 4 * PIECE
     assert content == memory[:]
 
 
+def test_few_pieces_are_looked_at_in_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However large the process is: the next call goes on where the last one ended, and each is looked at once."""
+    looked_at: list[int] = []
+
+    def empty(piece: int, *_: object) -> bool:
+        looked_at.append(piece)
+        return False
+
+    pages = HugePages()
+    monkeypatch.setattr(huge_pages, "_filled", empty)
+    monkeypatch.setattr(HugePages, "_pieces", lambda _: iter(range(100)))
+    assert [pages.find() for _ in range(4)] == [None] * 4
+    assert sorted(looked_at) == list(range(100))
+    assert pages.find() is None
+    assert len(looked_at) == 100
+
+
 def test_what_is_mostly_empty_stays(memory: mmap.mmap, monkeypatch: pytest.MonkeyPatch) -> None:
     """Moved, it would take its whole size: half of each piece's pages are not enough, and all of one's are."""
-    tried: list[int] = []
-    monkeypatch.setattr(huge_pages, "_collapse", lambda piece, _: tried.append(piece))
+    tried = refused(monkeypatch)
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     first = -address % PIECE
     for start in range(first, 5 * PIECE, PIECE):
@@ -86,35 +107,34 @@ def test_what_is_mostly_empty_stays(memory: mmap.mmap, monkeypatch: pytest.Monke
 def test_without_huge_pages_nothing_is_due(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A system that has none is left alone."""
     monkeypatch.setattr(huge_pages, "_PAGE_SIZE_FILE", tmp_path / "none")
-    assert not HugePages().due
+    assert HugePages().find() is None
 
 
 def test_what_cannot_be_moved_is_tried_once(memory: mmap.mmap, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An older kernel refuses: nothing is moved, and nothing is due until the process has grown."""
-    tried: list[int] = []
-    monkeypatch.setattr(huge_pages, "_collapse", lambda piece, _: tried.append(piece))
+    """An older kernel refuses: nothing is moved, and no piece is found again."""
+    tried = refused(monkeypatch)
     memory[:] = b"a" * len(memory)
     pages = HugePages()
-    assert 0 == pages.move()
-    assert not is_due(pages)
-    assert 0 == pages.move()
+    assert 0 == move_all(pages) == move_all(pages)
     assert len(tried) == len(set(tried)) >= 4
 
 
 async def test_the_service_moves_its_memory() -> None:
     """While it serves, as long as there is something to move."""
-    moved = asyncio.Event()
-    loop = asyncio.get_running_loop()
+    moved: list[int] = []
+    waiting = [3, 2, 1]
 
     class Counting(HugePages):
-        due = True
+        def find(self) -> int | None:
+            return waiting.pop() if waiting else None
 
-        def move(self) -> int:
-            self.due = False
-            loop.call_soon_threadsafe(moved.set)
-            return 0
+        def move(self, piece: int) -> bool:
+            moved.append(piece)
+            return True
 
     async with live_service(ScriptedEngine(tokens_per_second=1000)) as live:
         live.service.huge_pages = Counting()
         async with asyncio.timeout(5):
-            await moved.wait()
+            while len(moved) < 3:
+                await asyncio.sleep(0.05)
+    assert [1, 2, 3] == moved
