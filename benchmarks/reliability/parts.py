@@ -87,7 +87,9 @@ PARTS = (
         20_000,
         garbage.messages,
     ),
-    Part("workers", "Two workers do nearly twice as much as one", "seconds", 20, 2, workers.run),
+    Part(
+        "workers", "Two workers do what two services with nothing in common do, nearly", "seconds", 20, 2, workers.run
+    ),
     Part("autobahn", "RFC 6455, by Autobahn's cases", "cases", 247, 247, standards.autobahn),
     Part("schemas", "HTTP answers are as documented, and none is 5xx", "requests", 1000, 30, standards.schemas),
     Part("soak", "Hours of everyday use: memory, sockets and tasks do not grow", "seconds", 1200, 10, soak.run),
