@@ -1,20 +1,21 @@
 """Where log lines go, ours and the libraries': standard error, and a file.
 
 Our own events are written without logging's records, because most come from the event loop; those of libraries take
-the way of the records. One `LineForm` for each output says what both look like. None overtakes another.
+the way of the records. One `LineForm` for each output says what both look like. Of one thread none overtakes another.
 """
 
 import asyncio
 import logging
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import Context, copy_context
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from time import time
-from typing import Any, Final, Literal, NamedTuple, NoReturn, cast
+from typing import Any, ClassVar, Final, Literal, NamedTuple, NoReturn, cast
 
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger
@@ -32,8 +33,10 @@ _LEAST: Final = {  # by logger
     "httpcore": logging.WARNING,
     "huggingface_hub": logging.ERROR,  # each of its retries; what came of them is told by us
 }
-# Seconds that lines below WARNING wait for each other, and how many of them do at most, each 30 µs of the event loop.
-_GATHERED_SECONDS, _MOST_GATHERED = 0.25, 64
+# Seconds that lines below WARNING wait for each other, and how many of them do at most: it takes 20 µs to make each.
+_WAIT_SECONDS, _MOST_WAITING = 0.25, 64
+# What is written to a pipe at once is not torn apart: POSIX, PIPE_BUF; in bytes, and few characters have more than one.
+_PIPE_CHARS: Final = 4096
 _PATIENT: Final = frozenset({"debug", "info"})
 # Fields that are read where the call is made.
 _HURRIED: Final = frozenset({"exc_info", "stack_info"})
@@ -100,24 +103,7 @@ def take_over(*names: str) -> None:
             logger.setLevel(max(logging.getLogger().level, _LEAST[name]))
 
 
-@contextmanager
-def gathering() -> Iterator[None]:
-    """Let lines below WARNING wait for each other for a moment, and be made together by the running event loop.
-
-    The code and data that make a line have left the processor's cache by the time of the next one, and cost more to
-    fetch than the line does. One of WARNING or above, or of a library, is written at once, behind those that wait. A
-    process that is killed loses what waits.
-    """
-    global _gathered
-    before, _gathered = _gathered, _Gathered(asyncio.get_running_loop())
-    try:
-        yield
-    finally:
-        ended, _gathered = _gathered, before
-        ended.write()
-
-
-class _Waiting(NamedTuple):
+class _Call(NamedTuple):
     """A call of a logger, as it was made: `at` in seconds since the epoch, in the context in which its names lie."""
 
     at: float
@@ -132,42 +118,72 @@ class _Waiting(NamedTuple):
         self.context.run(self.log, self.level, self.event, **self.fields, **{AT: self.at, _TO: lines})
 
 
-class _Gathered:
-    """Calls of loggers that wait."""
+class _Backlog:
+    """Calls of loggers whose lines are made later, all at once, by the event loop that runs.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    The log is the process's, and so is what waits for it: `current`; None: nothing waits.
+    """
+
+    current: "ClassVar[_Backlog | None]" = None
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        self._lock = threading.Lock()  # of the list alone: what is written takes the outputs' own
-        self._waiting: list[_Waiting] = []
+        # No lock: whoever holds one may be made to log, by a destructor, and would wait for itself.
+        self._calls: deque[_Call] = deque()
         self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._calls)
 
     def take(self, log: Callable[..., Any], level: str, event: str | None, fields: dict[str, Any]) -> bool:
         """Keep a call until its line is made with others; False if it must not wait. Then those that do are written."""
         if level not in _PATIENT or not _HURRIED.isdisjoint(fields) or threading.get_ident() != self._thread:
             self.write()
             return False
-        with self._lock:
-            self._waiting.append(_Waiting(time(), copy_context(), log, level, event, fields))
+        self._calls.append(_Call(time(), copy_context(), log, level, event, fields))
         if self._timer is None:
-            self._timer = self._loop.call_later(_GATHERED_SECONDS, self._due)
-        elif len(self._waiting) >= _MOST_GATHERED:
+            self._timer = self._loop.call_later(_WAIT_SECONDS, self._due)
+        elif len(self._calls) >= _MOST_WAITING:
             self.write()
         return True
 
     def write(self) -> None:
         """Make and write the lines that wait."""
-        with self._lock:
-            waiting, self._waiting = self._waiting, []
         lines: list[EventDict] = []
-        for each in waiting:
-            each.make(lines)
+        while (call := self._next()) is not None:
+            try:
+                call.make(lines)
+            except Exception:  # noqa: BLE001 - as in `_Output.emit`; those behind it are still to come
+                _say_lost()
         if lines:
             _write(lines)
+
+    def _next(self) -> _Call | None:
+        with suppress(IndexError):  # another thread may be faster
+            return self._calls.popleft()
+        return None
 
     def _due(self) -> None:
         self._timer = None
         self.write()
+
+
+@contextmanager
+def gathering() -> Iterator[None]:
+    """Let lines below WARNING wait for each other for a moment, and be made together by the running event loop.
+
+    The code and data that make a line have left the processor's cache by the time of the next one, and cost more to
+    fetch than the line does. One of WARNING or above, of a library or of another thread is written at once, and with it
+    those that wait. A process that is killed loses what waits.
+    """
+    before, own = _Backlog.current, _Backlog()
+    _Backlog.current = own
+    try:
+        yield
+    finally:
+        own.write()
+        _Backlog.current = before
 
 
 def _logger_class(level: Level) -> type[Any]:
@@ -175,17 +191,14 @@ def _logger_class(level: Level) -> type[Any]:
     cls = structlog.make_filtering_bound_logger(level.lower())
 
     class Logger(cls):  # type: ignore[misc, valid-type]
-        def _proxy_to_logger(self, method_name: str, event: str | None = None, *args: Any, **fields: Any) -> Any:
-            # With `args` structlog has the event formatted already.
-            log = super()._proxy_to_logger
-            if _gathered is None or _TO in fields or not _gathered.take(log, method_name, event, fields):
-                return log(method_name, event, *args, **fields)
+        def _proxy_to_logger(self, method_name: str, event: str | None = None, **fields: Any) -> Any:
+            log = super()._proxy_to_logger  # with it a line is made later: this is not asked again
+            backlog = _Backlog.current
+            if backlog is None or not backlog.take(log, method_name, event, fields):
+                return log(method_name, event, **fields)
             return None
 
     return Logger
-
-
-_gathered: _Gathered | None = None
 
 
 class _Output(logging.Handler):
@@ -194,8 +207,8 @@ class _Output(logging.Handler):
     form: LineForm
 
     def handle(self, record: logging.LogRecord) -> bool:
-        if _gathered is not None:
-            _gathered.write()  # before the lock is held: what waits takes those of all outputs
+        if _Backlog.current is not None:
+            _Backlog.current.write()  # before the lock is held: what waits takes those of all outputs
         return super().handle(record)
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -231,8 +244,16 @@ class _Output(logging.Handler):
 
 class _StandardError(_Output):
     def _write(self, lines: Sequence[str]) -> None:
-        sys.stderr.write("".join(f"{line}\n" for line in lines))  # whatever standard error is by now
-        sys.stderr.flush()
+        texts = [f"{line}\n" for line in lines]
+        # Workers share it: what is longer than a pipe takes at once, one's could be written into another's.
+        while texts:
+            count = size = 0
+            while count < len(texts) and (not count or size + len(texts[count]) <= _PIPE_CHARS):
+                size += len(texts[count])
+                count += 1
+            sys.stderr.write("".join(texts[:count]))  # whatever standard error is by now
+            sys.stderr.flush()
+            del texts[:count]
 
 
 class _File(_Output, RotatingFileHandler):

@@ -185,10 +185,10 @@ async def test_what_hurries_is_behind_those_that_wait(json_lines: Lines) -> None
 async def test_many_lines_wait_for_no_more(json_lines: Lines) -> None:
     """So many that they hold the event loop up are written without waiting; what is left is at the end."""
     with log.gathering():
-        for number in range(log._MOST_GATHERED + 1):
+        for number in range(log._MOST_WAITING + 1):
             ours().info("line", n=number)
-        assert log._MOST_GATHERED == len(json_lines())
-    assert [log._MOST_GATHERED] == [line["n"] for line in json_lines()]
+        assert log._MOST_WAITING == len(json_lines())
+    assert [log._MOST_WAITING] == [line["n"] for line in json_lines()]
     ours().info("later")
     assert ["later"] == [line["event"] for line in json_lines()]
 
@@ -198,7 +198,59 @@ async def test_a_line_below_the_level_does_not_wait(capsys: pytest.CaptureFixtur
     log.configure("WARNING", "json")
     with log.gathering():
         ours().info("nothing")
+        assert log._Backlog.current is not None
+        assert 0 == len(log._Backlog.current)
     assert "" == capsys.readouterr().err
+
+
+async def test_a_gathered_line_that_cannot_be_made_loses_no_other(
+    console: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those before and behind it are written, and that one was lost is said."""
+    made = log._Call.make
+
+    def make(call: log._Call, lines: list[structlog.typing.EventDict]) -> None:
+        if call.event == "2":
+            raise MemoryError
+        made(call, lines)
+
+    monkeypatch.setattr(log._Call, "make", make)
+    with log.gathering():
+        for event in "123":
+            ours().info(event)
+    lines = console().splitlines()
+    assert ["1", "3"] == [line.split("]")[1].split()[0] for line in lines if "]" in line]
+    assert ["a log line was lost: MemoryError"] == [line for line in lines if "]" not in line]
+
+
+async def test_gathered_lines_go_to_both_outputs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As console text and as JSON in the file."""
+    log.configure("INFO", "console", str(tmp_path))
+    with log.gathering():
+        for number in range(5):
+            ours().info("line", n=number)
+    assert [f"n={number}" for number in range(5)] == re.findall(r"n=\d", capsys.readouterr().err)
+    written = (tmp_path / "llm-service.log").read_text().splitlines()
+    assert list(range(5)) == [json.loads(line)["n"] for line in written]
+
+
+async def test_what_is_written_at_once_fits_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole lines, and no more than a pipe takes without letting another worker's in; a longer one goes alone."""
+    writes: list[str] = []
+
+    class Pipe(io.StringIO):
+        def write(self, text: str) -> int:
+            writes.append(text)
+            return len(text)
+
+    log.configure("INFO", "json")
+    monkeypatch.setattr(sys, "stderr", Pipe())
+    with log.gathering():
+        for number in range(40):
+            ours().info("line", n=number, note="x" * (9000 if number == 20 else 200))
+    assert list(range(40)) == [json.loads(line)["n"] for text in writes for line in text.splitlines()]
+    assert all(text.endswith("\n") and (len(text) <= 4096 or text.count("\n") == 1) for text in writes)
+    assert len(writes) < 20
 
 
 class Slow(io.StringIO):

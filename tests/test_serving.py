@@ -59,28 +59,36 @@ async def test_running_responses_finish_at_a_signal() -> None:
         assert 3001 == closed.value.rcvd.code  # type: ignore[union-attr]
 
 
-async def test_log_lines_are_gathered_while_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From before it says that it listens until the drain is over; what is said then is written."""
-    held: list[bool] = []
+async def test_log_lines_are_gathered_while_it_serves(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From before it says that it listens until the drain is over; what was said by then is written."""
+    held: list[str] = []
 
     @contextlib.contextmanager
     def gathering() -> Iterator[None]:
-        held.append(True)
-        yield
-        held.append(False)
+        with gathered():
+            yield
+            held.append(capsys.readouterr().err)
 
     def listening() -> None:
-        assert [True] == held
         signal.raise_signal(signal.SIGTERM)
 
     async def opener(_: Settings) -> OpenedEngine:
         return opened(ScriptedEngine(models=()))
 
+    gathered = log.gathering
     monkeypatch.setattr(log, "gathering", gathering)
+    log.configure("INFO", "console")
     main = bind("127.0.0.1", 0, setting="LLM_PORT")
-    async with asyncio.timeout(5):
-        await serve(Service(Settings.load({}), opener=opener), main=main, monitoring=None, listening=listening)
-    assert [True, False] == held
+    try:
+        async with asyncio.timeout(5):
+            await serve(Service(Settings.load({}), opener=opener), main=main, monitoring=None, listening=listening)
+    finally:
+        log.configure("WARNING", "console")
+    written = capsys.readouterr().err
+    assert [""] == held
+    assert written.index("listening") < written.index("drained")
 
 
 async def test_not_ready_from_the_signal_on() -> None:
