@@ -40,11 +40,18 @@ class HugePages:
 
     def find(self) -> int | None:
         """Return the address of a piece to be moved; None: there is none for now. To be called a few times a second."""
+        try:
+            return self._find()
+        except OSError:
+            return None  # no file can be opened for now: there are more urgent things then
+
+    def _find(self) -> int | None:
         if not self._left:
             if not self._size or (resident := _resident()) < self._looked_at + _GROWN:
                 return None
             self._looked_at = resident
             self._left = list(self._pieces())
+            self._moved.intersection_update(self._left)  # others may get the addresses of those that are gone
         with open(_PAGE_MAP, "rb", buffering=0) as file:
             for _ in range(min(_LOOKS, len(self._left))):
                 piece = self._left.pop()
@@ -56,7 +63,7 @@ class HugePages:
         return None
 
     def move(self, piece: int) -> bool:
-        """Move it, which takes up to milliseconds, and keeps no other thread from running; returns whether it was."""
+        """Move it, which takes up to milliseconds, in any thread: Python's lock is free. Returns whether it was."""
         return _collapse(piece, self._size)
 
     def _pieces(self) -> Iterator[int]:

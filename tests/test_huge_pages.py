@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import errno
 import mmap
 import platform
 import re
@@ -102,6 +103,45 @@ def test_what_is_mostly_empty_stays(memory: mmap.mmap, monkeypatch: pytest.Monke
     memory[first : first + PIECE] = b"a" * PIECE
     move_all(HugePages())
     assert [address + first] == [piece for piece in tried if address <= piece < address + 5 * PIECE]
+
+
+def test_addresses_that_others_got_are_moved_again(memory: mmap.mmap, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was moved, and is no longer there or in use when it is looked at next, is found once it is in use again."""
+    tried = refused(monkeypatch)
+    pages = HugePages()
+    move_all(pages)
+    own = sorted(tried)
+    mapped = [*range(0, 4 * PIECE, PIECE)]
+    in_use = set(mapped)
+    monkeypatch.setattr(HugePages, "_pieces", lambda _: iter(mapped))
+    monkeypatch.setattr(huge_pages, "_filled", lambda piece, *_: piece in in_use)
+
+    def found() -> list[int]:
+        pages._looked_at = 0
+        del tried[:]
+        move_all(pages)
+        return sorted(tried)
+
+    assert own
+    assert [0, PIECE, 2 * PIECE, 3 * PIECE] == found()
+    assert [] == found()
+    mapped.remove(PIECE)
+    in_use.remove(2 * PIECE)
+    assert [] == found()
+    mapped.append(PIECE)
+    in_use.add(2 * PIECE)
+    assert [PIECE, 2 * PIECE] == found()
+
+
+def test_without_a_free_file_nothing_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who looks after all connections goes on doing so when the process has no file left to open."""
+
+    def none_left() -> int:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    pages = HugePages()
+    monkeypatch.setattr(huge_pages, "_resident", none_left)
+    assert pages.find() is None
 
 
 def test_without_huge_pages_nothing_is_due(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
