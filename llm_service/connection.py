@@ -7,6 +7,7 @@ connection: its client may come back on another one, and go on from the event it
 import asyncio
 import contextlib
 import contextvars
+import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ MAX_HELD = 16
 GOODBYES = frozenset({1000, 1001, 1005})
 
 _log = structlog.get_logger(__name__)
+_numbers = itertools.count()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,7 @@ class Connection:
         self._cut_at: float | None = None
         self._fetching: asyncio.Task[None] | None = None
         self._held: deque[ClientMessage] = deque()  # what the client said while its session is fetched
+        self.number = next(_numbers)
         live.attach(self)
 
     def __repr__(self) -> str:
@@ -120,8 +123,8 @@ class Connection:
 
     @property
     def held_up(self) -> bool:
-        """Whether its client takes nothing for now, or it is being closed."""
-        return not self._live.outbox.flows
+        """Whether its client takes nothing for now, has yet to say something, or is being sent away."""
+        return not self._heard or self._cut_at is not None or not self._live.outbox.flows
 
     async def run(self) -> None:
         """Serve the client until it leaves or is cut off; then the session is alone."""

@@ -162,6 +162,7 @@ class LiveSession:
 
     def detach(self) -> None:
         """Speak to nobody for now: what is said waits."""
+        self.count_sent()
         self._listener = None
         if self._speaking is not None:
             self._speaking.mute()
@@ -218,7 +219,7 @@ class LiveSession:
         self.session.counters.messages_sent = self.outbox.written
 
     def watch(self, now: float) -> None:
-        """See to what has deadlines; called a few times a second."""
+        """See to what has deadlines; called once a second, or oftener."""
         if self.session.running is not None:
             self.carry_out(self.session.overdue(now))
 

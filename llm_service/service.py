@@ -44,8 +44,9 @@ from llm_service.stores import open_store
 
 # How often the event loop's delay is measured, and connections are looked after that are held up, in seconds.
 WATCH_INTERVAL = 0.25
-# How often all connections are looked after: a look at one that is well costs as much as half a token.
-LOOK_INTERVAL = 1.0
+# Of those that are well each is looked after every so many times: a look costs as much as half a token. Sessions that
+# expire, and tool results that do not come, are found late by that.
+LOOK_EVERY = 4
 # How often what is counted is written down for the other workers, in seconds; one process counts when it is scraped.
 SETTLE_INTERVAL = 1.0
 # WATCH_INTERVAL while it drains, so that the last answer's end is soon followed by the process's.
@@ -106,6 +107,7 @@ class Service:
         self.connections: set[Connection] = set()
         # Those whose key is still to come, the oldest first.
         self._strangers: dict[Connection, None] = {}
+        self._looks = 0
         self.idle_work = IdleWork()
         self.collector = Collector()
         self.huge_pages = HugePages()
@@ -320,16 +322,13 @@ class Service:
         return LiveSession(session, self._workplace, key=key)
 
     async def _watch_connections(self) -> None:
-        interval, settle_at, look_at = WATCH_INTERVAL, 0.0, 0.0
+        interval, settle_at = WATCH_INTERVAL, 0.0
         while True:
             expected = monotonic() + interval
             await asyncio.sleep(interval)
             now = monotonic()
             self.metrics.event_loop_delay.observe(max(0.0, now - expected))
-            everyone = now >= look_at or self.state == "draining"
-            if everyone:
-                look_at = now + LOOK_INTERVAL
-            self._watch_each(now, everyone=everyone)
+            self._watch_each(now)
             self.resumption.watch(now)
             self._look_if_empty()
             self.collector.look(busy=not self.idle_work.idle)
@@ -340,10 +339,12 @@ class Service:
                 self.metrics.settle()  # the scrape of several workers is answered by another process
             interval = DRAIN_INTERVAL if self.state == "draining" else WATCH_INTERVAL
 
-    def _watch_each(self, now: float, *, everyone: bool) -> None:
+    def _watch_each(self, now: float) -> None:
         # Not in the loop that calls it: there the last of them would be held until the next time.
+        self._looks += 1
         for connection in tuple(self.connections):
-            if everyone or connection.held_up:
+            due = (connection.number + self._looks) % LOOK_EVERY == 0
+            if due or connection.held_up or self.state == "draining":
                 connection.watch(now)
 
     def _measure(self) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
 
 import pytest
@@ -284,6 +285,53 @@ class TestFailures:
             assert "internal_error" == error["code"]
             assert "secret" not in json.dumps(error)
             assert text("a", 3) == (await ask(socket, "a 3")).text
+
+
+class TestLooks:
+    async def test_who_is_looked_after_more_often(self, live: Live) -> None:
+        """Those that have yet to say something, and those that are closed; not those that are well."""
+        async with live.connect() as socket:
+            (connection,) = live.service.connections
+            told = [connection.held_up]
+            await start(socket)
+            await ask(socket, "a 3")
+            told.append(connection.held_up)
+            connection.shut_down()
+            told.append(connection.held_up)
+            assert [True, False, True] == told
+
+    async def test_those_that_are_held_up_do_not_wait_for_the_others(self, live: Live) -> None:
+        """They are looked after each time; of those that are well each every fourth time, and as many each time."""
+        watched: list[int] = []
+
+        class Looked:
+            def __init__(self, number: int) -> None:
+                self.number, self.held_up = number, number == 0
+
+            def watch(self, _: float) -> None:
+                watched.append(self.number)
+
+        live.service.connections = set(map(Looked, range(9)))  # type: ignore[arg-type]
+        try:
+            for _ in range(8):
+                live.service._watch_each(0.0)
+            assert {0: 8, **dict.fromkeys(range(1, 9), 2)} == Counter(watched)
+            del watched[:]
+            live.service._watch_each(0.0)
+            assert 3 == len(watched)
+        finally:
+            live.service.connections = set()
+
+    async def test_all_that_a_client_was_sent_is_counted_when_it_leaves(self, live: Live) -> None:
+        """However soon after the answer that is: nobody looks at its connection any more."""
+        async with live.connect() as socket:
+            await start(socket)
+            (connection,) = live.service.connections
+            session = connection.session
+            last = (await ask(socket, "a 20")).terminal["seq"]
+        while live.service.connections:
+            await asyncio.sleep(0.005)
+        assert last == session.counters.messages_sent
 
 
 class TestLimits:
