@@ -11,7 +11,7 @@ from typing import Literal
 
 from benchmarks.context_clients import Direct, Proxy, Service, posted
 from benchmarks.processes import BenchmarkFailed, answers, child, environment, free_port
-from benchmarks.real_engines import OLLAMA_MODEL, Target, _all, _llama_server, _service, embedded_target
+from benchmarks.real_engines import OLLAMA_MODEL, Target, _llama_server, _service, anywhere, embedded_target
 from benchmarks.systems import service
 from llm_service.engines.model_files import bundled
 
@@ -93,14 +93,14 @@ def started(strategy: Strategy, ollama: str, folder: Path, threads: int | None) 
             log = OllamaLog(folder / "ollama" / "ollama.log")
             provider, variables = "ollama", {"LLM_MODEL": OLLAMA_MODEL}
         else:
-            port, key = stack.enter_context(_llama_server(folder, threads))
+            port, key = stack.enter_context(_llama_server(folder, threads, anywhere()))
             target, log = Target("openai", port, 0, bundled().stem, key), None
             provider, variables = "openai", {"LLM_MODEL": target.model, "OPENAI_API_KEY": key}
         proxy = stack.enter_context(contextlib.closing(Proxy(target.engine_port)))
         client: Direct | Service = Direct(target, proxy.port)
         if strategy.kind == "service":
             before = service(proxy.port, folder, provider=provider)
-            service_port = stack.enter_context(_service(before, folder, threads, variables))
+            service_port = stack.enter_context(_service(before, folder, threads, variables, anywhere()))
             client = stack.enter_context(contextlib.closing(Service(service_port)))
         yield Asked(client, target, proxy, log)
 
@@ -116,7 +116,7 @@ def _ollama(program: str, folder: Path, threads: int | None) -> Generator[Target
         # Its log alone tells what of a prompt was in its cache.
         "OLLAMA_DEBUG": "1",
     }
-    with child("ollama", [program, "serve"], folder=home, cores=_all(), variables=variables) as process:
+    with child("ollama", [program, "serve"], folder=home, cores=anywhere(), variables=variables) as process:
         process.wait_until(lambda: answers(port, "/api/version"))
         modelfile = home / "Modelfile"
         modelfile.write_text(f"FROM {bundled()}\nPARAMETER repeat_penalty 1.1\n")
@@ -130,7 +130,7 @@ def _ollama(program: str, folder: Path, threads: int | None) -> Generator[Target
 @contextlib.contextmanager
 def tokenizer(folder: Path) -> Generator[Callable[[Sequence[str]], list[int]], None, None]:
     """The model's own count of the tokens of texts, templates included."""
-    with _llama_server(folder, None) as (port, key):
+    with _llama_server(folder, None, anywhere()) as (port, key):
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
 
         def count(texts: Sequence[str]) -> list[int]:

@@ -8,7 +8,8 @@ import asyncio
 import os
 import sys
 import tempfile
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from benchmarks import real_engines
@@ -96,11 +97,22 @@ def measured(name: str, title: str, start: AbstractContextManager[Target], pairs
     """Return an engine's row; one that failed says so, and the others' figures are still worth having."""
     _say(f"{title}: {pairs} pairs")
     try:
-        with start as target:
+        with start as target, _on(target.cores):
             return row(name, title, asyncio.run(measure(target, pairs, control=control)))
     except (BenchmarkFailed, OSError) as error:
         _say(f"{name} FAILED: {error}")
         return Row(name, title, note=f"failed: {str(error).splitlines()[0]}", failed=True)
+
+
+@contextmanager
+def _on(cores: frozenset[int]) -> Iterator[None]:
+    """Run on these cores; none named: on any, as before."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores or before)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def run(pairs: int, ollama: str, threads: int | None) -> list[Row]:
@@ -130,7 +142,13 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     real.add_argument("--rounds", type=_pairs, default=PAIRS, metavar="N", help=f"pairs; default {PAIRS}")
     real.add_argument("--ollama", type=Path, help="the program; default: the PATH's, or scripts/build-ollama.sh's")
     real.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="where results are written")
-    real.add_argument("--threads", type=int, metavar="N", help="of the engines; default: one for each physical core")
+    real.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="of the engines; default: one for each physical core. Fewer than there are cores: an engine that is a "
+        "process of its own has so many to itself",
+    )
     real.set_defaults(run=_run)
 
 

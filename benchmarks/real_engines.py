@@ -52,6 +52,7 @@ class Target:
     key: str = ""
     extra: Mapping[str, object] | None = None
     threads: int | None = None
+    cores: frozenset[int] = frozenset()  # for whoever asks; empty: any
 
     @property
     def path(self) -> str:
@@ -114,7 +115,8 @@ def ollama_target(program: str, folder: Path, engine_threads: int | None = None)
         "OLLAMA_MODELS": str(home / "models"),
         "OLLAMA_NUM_PARALLEL": "1",
     }
-    with child("ollama", [program, "serve"], folder=home, cores=_all(), variables=variables) as process:
+    engine_cores, rest = shared_out(engine_threads)
+    with child("ollama", [program, "serve"], folder=home, cores=engine_cores, variables=variables) as process:
         process.wait_until(lambda: answers(port, "/api/version"))
         modelfile = home / "Modelfile"
         modelfile.write_text(f"FROM {bundled()}\nPARAMETER repeat_penalty 1.1\n")
@@ -122,46 +124,50 @@ def ollama_target(program: str, folder: Path, engine_threads: int | None = None)
         made = subprocess.run(create, env=environment(**variables), capture_output=True, text=True, check=False)
         if made.returncode:
             raise BenchmarkFailed(f"ollama create failed: {made.stderr[-1000:]}")
-        with _service(service(port, folder), folder, engine_threads, {"LLM_MODEL": OLLAMA_MODEL}) as service_port:
-            yield Target("ollama", port, service_port, OLLAMA_MODEL, threads=engine_threads)
+        started = service(port, folder)
+        with _service(started, folder, engine_threads, {"LLM_MODEL": OLLAMA_MODEL}, rest) as service_port:
+            yield Target("ollama", port, service_port, OLLAMA_MODEL, threads=engine_threads, cores=rest)
 
 
 @contextlib.contextmanager
 def llama_server_target(folder: Path, engine_threads: int | None = None) -> Generator[Target, None, None]:
     """llama.cpp's server in a process of its own, and the service before it, which speaks OpenAI's protocol."""
-    with _llama_server(folder, engine_threads) as (port, key):
+    engine_cores, rest = shared_out(engine_threads)
+    with _llama_server(folder, engine_threads, engine_cores) as (port, key):
         model = bundled().stem
         started = service(port, folder, provider="openai")
-        with _service(started, folder, engine_threads, {"LLM_MODEL": model, "OPENAI_API_KEY": key}) as service_port:
-            yield Target("openai", port, service_port, model, key)
+        variables = {"LLM_MODEL": model, "OPENAI_API_KEY": key}
+        with _service(started, folder, engine_threads, variables, rest) as service_port:
+            yield Target("openai", port, service_port, model, key, cores=rest)
 
 
 @contextlib.contextmanager
 def embedded_target(folder: Path, engine_threads: int | None = None) -> Generator[Target, None, None]:
-    """The service with llama.cpp inside, beside the same llama.cpp in a process of its own."""
-    with _llama_server(folder, engine_threads) as (port, key):
+    """The service with llama.cpp inside, beside the same llama.cpp in a process of its own; both on any core."""
+    with _llama_server(folder, engine_threads, anywhere()) as (port, key):
         started = service(port, folder, provider="llama_cpp")
         # Empty counts as not given: the model it comes with.
-        with _service(
-            started, folder, engine_threads, {"LLM_MODEL": "", "LLAMA_CPP_PARALLEL": str(PARALLEL)}
-        ) as service_port:
+        variables = {"LLM_MODEL": "", "LLAMA_CPP_PARALLEL": str(PARALLEL)}
+        with _service(started, folder, engine_threads, variables, anywhere()) as service_port:
             yield Target("openai", port, service_port, bundled().stem, key, {"return_progress": True})
 
 
 @contextlib.contextmanager
 def _service(
-    started: Started, folder: Path, engine_threads: int | None, variables: Mapping[str, str]
+    started: Started, folder: Path, engine_threads: int | None, variables: Mapping[str, str], cores: frozenset[int]
 ) -> Generator[int, None, None]:
     settings = {**started.variables, "DEFAULT_CONTEXT_WINDOW": str(WINDOW), **variables}
     if engine_threads is not None:
         settings["NUM_THREADS"] = str(engine_threads)
-    with child("service", started.command, folder=folder / "service", cores=_all(), variables=settings) as process:
+    with child("service", started.command, folder=folder / "service", cores=cores, variables=settings) as process:
         process.wait_until(started.ready)
         yield started.port
 
 
 @contextlib.contextmanager
-def _llama_server(folder: Path, engine_threads: int | None) -> Generator[tuple[int, str], None, None]:
+def _llama_server(
+    folder: Path, engine_threads: int | None, cores: frozenset[int]
+) -> Generator[tuple[int, str], None, None]:
     port, key = free_port(), secrets.token_urlsafe(32)
     command = module("real_engines", "--port", str(port))
     if engine_threads is not None:
@@ -171,14 +177,27 @@ def _llama_server(folder: Path, engine_threads: int | None) -> Generator[tuple[i
         _import_xllamacpp()
     except EngineUnavailable as error:
         raise BenchmarkFailed(error.message) from None
-    with child("llama-server", command, folder=folder / "llama", cores=_all(), variables={_KEY: key}) as process:
+    with child("llama-server", command, folder=folder / "llama", cores=cores, variables={_KEY: key}) as process:
         process.wait_until(lambda: answers(port, "/health"))
         yield port, key
 
 
-def _all() -> frozenset[int]:
-    # Left alone the engine takes every core, as it would anywhere, and the service has to get its share.
+def anywhere() -> frozenset[int]:
+    """Return all cores."""
     return frozenset(os.sched_getaffinity(0))
+
+
+def shared_out(engine_threads: int | None) -> tuple[frozenset[int], frozenset[int]]:
+    """Return the cores of an engine, and those of the service and of whoever asks.
+
+    Left alone the engine takes every core, as it would anywhere, and the service has to get its share. Of an engine
+    whose threads are so few that others are left, each has a core of its own: else whatever wakes for a token, the
+    service or who asks, runs now and then where the engine computes.
+    """
+    allowed = sorted(os.sched_getaffinity(0))
+    if engine_threads is None or engine_threads >= len(allowed):
+        return anywhere(), anywhere()
+    return frozenset(allowed[-engine_threads:]), frozenset(allowed[:-engine_threads])
 
 
 def main() -> None:

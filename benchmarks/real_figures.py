@@ -120,7 +120,8 @@ held against that. The prompt is as long either way, and as much of it in the en
 answer the ratio of words/s is that of tokens/s. A goal that lies within the interval is not decided by this run, nor
 is one that is missed or met by less than what the control, with nothing in between, shows of chance. llama.cpp's
 server closes its connection after each stream: the direct client has the next one open before its clock runs, the
-service opens it within."""
+service opens it within. With `--threads`, an engine that is a process of its own has as many cores to itself, and the
+others have the rest: without, what wakes for a token runs now and then where the engine computes."""
 
 
 def table(rows: Sequence[Row]) -> str:

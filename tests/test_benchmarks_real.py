@@ -1,6 +1,7 @@
 """`python -m benchmarks real`: what it asks, how it pairs, and what it makes of the answers."""
 
 import asyncio
+import os
 from pathlib import Path
 
 import msgspec
@@ -200,6 +201,25 @@ class TestWhatIsShown:
         text = page.read_text()
         assert all(part in text for part in ("- cpu: a cpu", "`python -m benchmarks real --rounds 6`", found["at"]))
         assert real_figures.table(self.rows) in text
+
+
+def test_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine with fewer threads than there are cores has so many to itself, another one shares all with all."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3})
+    everywhere = frozenset(range(4))
+    assert (frozenset({3}), frozenset({0, 1, 2})) == real_engines.shared_out(1)
+    assert (frozenset({1, 2, 3}), frozenset({0})) == real_engines.shared_out(3)
+    assert (everywhere, everywhere) == real_engines.shared_out(4) == real_engines.shared_out(None)
+
+
+def test_who_asks_has_its_cores_back() -> None:
+    """Of those it was given for an engine nothing is left to the next one."""
+    before = os.sched_getaffinity(0)
+    with real._on(frozenset({min(before)})):
+        assert {min(before)} == os.sched_getaffinity(0)
+    assert before == os.sched_getaffinity(0)
+    with real._on(frozenset()):
+        assert before == os.sched_getaffinity(0)
 
 
 def test_a_named_ollama_must_be_there(tmp_path: Path) -> None:
