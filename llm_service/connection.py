@@ -106,7 +106,7 @@ class Connection:
         self._cut_at: float | None = None
         self._fetching: asyncio.Task[None] | None = None
         self._held: deque[ClientMessage] = deque()  # what the client said while its session is fetched
-        self.number = next(_numbers)
+        self.number = next(_numbers)  # by which it has its turn to be looked after
         live.attach(self)
 
     def __repr__(self) -> str:
