@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from benchmarks.context_clients import Direct, Proxy, Service, posted
+from benchmarks.measure import anywhere
 from benchmarks.processes import BenchmarkFailed, answers, child, environment, free_port
-from benchmarks.real_engines import OLLAMA_MODEL, Target, _llama_server, _service, anywhere, embedded_target
+from benchmarks.real_engines import OLLAMA_MODEL, Target, _llama_server, _service, embedded_target
 from benchmarks.systems import service
 from llm_service.engines.model_files import bundled
 

@@ -53,13 +53,18 @@ class Cores:
     rest: frozenset[int]
 
 
-def cores() -> Cores:
-    """Share out the cores this process may use; on a single one all share it."""
-    allowed = sorted(os.sched_getaffinity(0))
-    if len(allowed) == 1:
+def anywhere() -> frozenset[int]:
+    """Return all cores that this process may use."""
+    return frozenset(os.sched_getaffinity(0))
+
+
+def cores(tested: int = 1) -> Cores:
+    """Share out the cores this process may use; where none would be left for the rest, all share them."""
+    allowed = sorted(anywhere())
+    if len(allowed) <= tested:
         return Cores(frozenset(allowed), frozenset(allowed))
     # The first one serves most machines' interrupts.
-    return Cores(frozenset(allowed[-1:]), frozenset(allowed[:-1]))
+    return Cores(frozenset(allowed[-tested:]), frozenset(allowed[:-tested]))
 
 
 def machine() -> dict[str, str | int]:

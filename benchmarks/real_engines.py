@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.measure import anywhere, cores
 from benchmarks.processes import ROOT, BenchmarkFailed, Started, answers, child, environment, free_port, module
 from benchmarks.systems import service
 from llm_service.devices import detect, llama_cpp_options, threads
@@ -182,11 +183,6 @@ def _llama_server(
         yield port, key
 
 
-def anywhere() -> frozenset[int]:
-    """Return all cores."""
-    return frozenset(os.sched_getaffinity(0))
-
-
 def shared_out(engine_threads: int | None) -> tuple[frozenset[int], frozenset[int]]:
     """Return the cores of an engine, and those of the service and of whoever asks.
 
@@ -194,10 +190,10 @@ def shared_out(engine_threads: int | None) -> tuple[frozenset[int], frozenset[in
     whose threads are so few that others are left, each has a core of its own: else whatever wakes for a token, the
     service or who asks, runs now and then where the engine computes.
     """
-    allowed = sorted(os.sched_getaffinity(0))
-    if engine_threads is None or engine_threads >= len(allowed):
+    if engine_threads is None:
         return anywhere(), anywhere()
-    return frozenset(allowed[-engine_threads:]), frozenset(allowed[:-engine_threads])
+    where = cores(engine_threads)
+    return where.tested, where.rest
 
 
 def main() -> None:

@@ -133,9 +133,6 @@ class _Backlog:
         self._calls: deque[_Call] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
-    def __len__(self) -> int:
-        return len(self._calls)
-
     def take(self, log: Callable[..., Any], level: str, event: str | None, fields: dict[str, Any]) -> bool:
         """Keep a call until its line is made with others; False if it must not wait. Then those that do are written."""
         if level not in _PATIENT or not _HURRIED.isdisjoint(fields) or threading.get_ident() != self._thread:
@@ -244,16 +241,19 @@ class _Output(logging.Handler):
 
 class _StandardError(_Output):
     def _write(self, lines: Sequence[str]) -> None:
-        texts = [f"{line}\n" for line in lines]
         # Workers share it: what is longer than a pipe takes at once, one's could be written into another's.
-        while texts:
-            count = size = 0
-            while count < len(texts) and (not count or size + len(texts[count]) <= _PIPE_CHARS):
-                size += len(texts[count])
-                count += 1
-            sys.stderr.write("".join(texts[:count]))  # whatever standard error is by now
-            sys.stderr.flush()
-            del texts[:count]
+        at_once = ""
+        for line in lines:
+            if at_once and len(at_once) + len(line) >= _PIPE_CHARS:
+                self._write_text(at_once)
+                at_once = ""
+            at_once += f"{line}\n"
+        if at_once:
+            self._write_text(at_once)
+
+    def _write_text(self, text: str) -> None:
+        sys.stderr.write(text)  # whatever standard error is by now
+        sys.stderr.flush()
 
 
 class _File(_Output, RotatingFileHandler):

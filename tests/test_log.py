@@ -199,7 +199,7 @@ async def test_a_line_below_the_level_does_not_wait(capsys: pytest.CaptureFixtur
     with log.gathering():
         ours().info("nothing")
         assert log._Backlog.current is not None
-        assert 0 == len(log._Backlog.current)
+        assert 0 == len(log._Backlog.current._calls)
     assert "" == capsys.readouterr().err
 
 

@@ -15,6 +15,7 @@ import msgspec
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks.measure import anywhere
 from benchmarks.processes import ROOT, BenchmarkFailed, Child, child, free_port, listens, module
 from benchmarks.reliability.promise import Outcome
 from benchmarks.systems import service
@@ -57,7 +58,7 @@ class Tested:
 
 def cores() -> frozenset[int]:
     """All: nothing here measures what a word costs."""
-    return frozenset(os.sched_getaffinity(0))
+    return anywhere()
 
 
 @contextlib.contextmanager
